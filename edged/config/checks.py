@@ -1,0 +1,100 @@
+"""Rules that span sections: what no single field can know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edged.config.load import Config
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Errors, each ``dotted.path: what to fix``."""
+    yield from _issuers(config)
+    yield from _mappings(config)
+    yield from _accounts(config)
+    yield from _queues(config)
+    yield from _exports(config)
+
+
+def warnings(config: Config) -> Iterator[str]:
+    """What is legal but unwise."""
+    if config.accounts.mode == "self":
+        yield "accounts.mode: 'self' runs everything as one account; for demos and single-user sites only"
+    for index, issuer in enumerate(config.issuers):
+        if issuer.audience_optional:
+            yield f"issuer[{index}].audience_optional: tokens meant for other services will be accepted"
+        if "https://wlcg.cern.ch/jwt/v1/any" in issuer.audience:
+            yield f"issuer[{index}].audience: the any-audience lets any service that saw a token use it here"
+    if config.log.audit_file is None:
+        yield "log.audit_file: not set; audit lines go only to the general log"
+    yield from _shared_accounts(config)
+
+
+def _issuers(config: Config) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for index, issuer in enumerate(config.issuers):
+        if issuer.url in seen:
+            yield f"issuer[{index}].url: the same as issuer[{seen[issuer.url]}].url"
+        seen.setdefault(issuer.url, index)
+        if issuer.claims_from == "introspection" and not (
+            issuer.introspection_client and issuer.introspection_secret_file
+        ):
+            yield f"issuer[{index}].introspection_client: needed, with introspection_secret_file"
+
+
+def _mappings(config: Config) -> Iterator[str]:
+    urls = {issuer.url for issuer in config.issuers}
+    for index, rule in enumerate(config.mappings):
+        if rule.issuer not in urls:
+            yield f"mapping[{index}].issuer: no [[issuer]] has url {rule.issuer!r}"
+        if rule.queue and config.jobs and rule.queue not in {q.name for q in config.jobs.queues}:
+            yield f"mapping[{index}].queue: no [[jobs.queue]] is named {rule.queue!r}"
+
+
+def _accounts(config: Config) -> Iterator[str]:
+    mapped = {rule.account for rule in config.mappings}
+    if config.accounts.mode == "self" and len(mapped) > 1:
+        yield f"accounts.mode: 'self' serves one account, the mappings name {len(mapped)}: {', '.join(sorted(mapped))}"
+    for account in sorted(mapped - set(config.accounts.allowed)) if config.accounts.allowed else ():
+        yield f"accounts.allowed: lacks {account!r}, which a mapping names"
+
+
+def _vos_of_accounts(config: Config) -> dict[str, set[str]]:
+    vo_of = {issuer.url: issuer.vo for issuer in config.issuers}
+    found: dict[str, set[str]] = {}
+    for rule in config.mappings:
+        found.setdefault(rule.account, set()).add(rule.vo or vo_of.get(rule.issuer, ""))
+    return found
+
+
+def _shared_accounts(config: Config) -> Iterator[str]:
+    for index, rule in enumerate(config.mappings):
+        if rule.account == "root":
+            yield f"mapping[{index}].account: root"
+
+
+def _queues(config: Config) -> Iterator[str]:
+    for account, vos in sorted(_vos_of_accounts(config).items()):
+        if len(vos) > 1:  # DESIGN §1: isolation ends at the account
+            yield f"mapping: account {account!r} serves several VOs ({', '.join(sorted(vos))}); give each its own"
+    if config.jobs is None:
+        return
+    seen: dict[str, int] = {}
+    for index, queue in enumerate(config.jobs.queues):
+        if queue.name in seen:
+            yield f"jobs.queue[{index}].name: the same as jobs.queue[{seen[queue.name]}].name"
+        seen.setdefault(queue.name, index)
+        if queue.default_walltime_s > queue.max_walltime_s:
+            yield f"jobs.queue[{index}].default_walltime_s: above max_walltime_s"
+
+
+def _exports(config: Config) -> Iterator[str]:
+    if config.storage is None:
+        return
+    seen: dict[str, int] = {}
+    for index, export in enumerate(config.storage.exports):
+        if export.prefix in seen:
+            yield f"storage.export[{index}].prefix: the same as storage.export[{seen[export.prefix]}].prefix"
+        seen.setdefault(export.prefix, index)
