@@ -7,7 +7,20 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from edged.identity.words import AccountName, JobId, Principal, Verdict
+import msgspec
+
+from edged.identity.words import AccountName, JobClass, JobId, Principal, Verdict, VoName
+
+
+class JobFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job's own proxy token proves. ``nodes`` are host names or addresses, empty while unknown."""
+
+    job: JobId
+    account: AccountName
+    vo: VoName
+    job_class: JobClass
+    principal: Principal
+    nodes: tuple[str, ...] = ()
 
 
 class Verdicts(Protocol):
@@ -37,4 +50,20 @@ class Verdicts(Protocol):
 
     def on_ban(self, callback: Callable[[Callable[[Principal], bool], bool], None]) -> None:
         """``callback(covers, keep_jobs)`` is called within a second of a ban; ``covers(principal)`` tells whom."""
+        ...
+
+    async def issue_job_token(self, verdict: Verdict, job: JobId) -> str:
+        """The job's own proxy token: worthless outside that job, dead at its end."""
+        ...
+
+    async def report_job(self, job: JobId, nodes: tuple[str, ...], *, ended: bool) -> None:
+        """The engine tells where a job runs, and that it ended."""
+        ...
+
+    async def job_facts(self, job: JobId, token: str) -> JobFacts:
+        """Whom a job token speaks for. Raises Unauthenticated when unknown, ended, banned or wrong."""
+        ...
+
+    def on_job_end(self, callback: Callable[[JobId], None]) -> None:
+        """``callback(job)`` within a second of the engine's report that a job ended."""
         ...
