@@ -55,6 +55,12 @@ class NotFound(EdgeError):
     code = "not-found"
 
 
+class Unsupported(EdgeError):
+    """The thing exists, but this cannot be done to it (RFC 9110 §15.5.6)."""
+
+    code = "unsupported"
+
+
 class Conflict(EdgeError):
     """The thing is in a state that does not allow this."""
 

@@ -1,0 +1,146 @@
+"""The ``edged`` command: what runs the daemons, and what people and programs ask them.
+
+Services bring their own commands by the entry point group ``edged.commands``; each is imported only
+when it is called, so that ``edged check`` stays fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edged import __version__
+from edged.errors import ConfigError, EdgeError
+
+CONFIG = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("/etc/edged/edged.toml"),
+    envvar="EDGED_CONFIG",
+    show_default=True,
+    help="The configuration file; conf.d/*.toml beside it is read too.",
+)
+
+
+class Commands(click.Group):
+    """Our own commands plus those of the installed services, loaded when used."""
+
+    def _points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group="edged.commands")}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted({*super().list_commands(ctx), *self._points()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Our own command, else a service's."""
+        own = super().get_command(ctx, cmd_name)
+        point = self._points().get(cmd_name)
+        if own is not None or point is None:
+            return own
+        command: click.Command = point.load()
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; an expected error is one clear line and exit status 1 (2 for the configuration)."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for problem in error.problems:
+                click.echo(f"edged: {problem}", err=True)
+            sys.exit(2)
+        except EdgeError as error:
+            click.echo(f"edged: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edged")
+def main() -> None:
+    """The edge-service gateway suite: tokens in, local service accounts out."""
+
+
+@main.command()
+@click.argument("services", nargs=-1)
+@CONFIG
+def run(services: tuple[str, ...], config_file: Path) -> None:
+    """Run the daemons: all configured ones, or only the named SERVICES."""
+    from edged import run as runner
+
+    sys.exit(runner.main(config_file, services))
+
+
+@main.command()
+@CONFIG
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def check(config_file: Path, file: Path | None, as_json: bool) -> None:
+    """Check the configuration: every error with its dotted path (exit 2), then warnings."""
+    import json
+
+    from edged import config
+    from edged.accounts.beneath import missing_kernel_support
+
+    problems: list[str] = []
+    warnings: list[str] = []
+    try:
+        loaded = config.load(file or config_file)
+        warnings = list(config.warnings(loaded))
+        problems = missing_kernel_support()
+    except ConfigError as error:
+        problems = error.problems
+    if as_json:
+        click.echo(json.dumps({"errors": problems, "warnings": warnings}, indent=2))
+    else:
+        for problem in problems:
+            click.echo(f"error: {problem}", err=True)
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+        if not problems:
+            click.echo(f"{file or config_file}: ok" + (f", {len(warnings)} warnings" if warnings else ""))
+    sys.exit(2 if problems else 0)
+
+
+@main.group()
+def state() -> None:
+    """The state databases."""
+
+
+@state.command()
+@CONFIG
+def migrate(config_file: Path) -> None:
+    """Bring every database to this version's schema. Run it once after an upgrade, before starting."""
+    from edged import config, services
+
+    loaded = config.load(config_file)
+    for store in services.stores(loaded):
+        applied = store.prepare()
+        done = f"applied {', '.join(map(str, applied))}" if applied else "up to date"
+        click.echo(f"{store.name}: {done}")
+
+
+@main.command()
+@click.option("--keep", is_flag=True, help="Stay up afterwards and print URLs, a token and commands to try.")
+@click.option("--batch", default="local", show_default=True, help="Batch system: local or slurm.")
+def demo(keep: bool, batch: str) -> None:
+    """Start everything on embedded defaults and walk the main job with real requests."""
+    from edged.demo import run as walk
+
+    sys.exit(walk(keep=keep, batch=batch))
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL; source it or put it where the shell looks."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.ClickException(f"no completion for {shell}")
+    click.echo(kind(main, {}, "edged", "_EDGED_COMPLETE").source())

@@ -1,0 +1,1 @@
+"""The HTTP edge: listeners with limits, operation tables, problems, OpenAPI."""

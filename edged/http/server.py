@@ -1,0 +1,226 @@
+"""An HTTP listener of edged: own accept loop with limits per source, TLS, request ids, access log.
+
+Stands on aiohttp's low-level server, so a handler is ``async (web.BaseRequest) -> StreamResponse``;
+an ``Api`` (edged.http.api) is one, the WebDAV view is another. Exceptions become problems here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from edged import metrics
+from edged.config.site import Front
+from edged.errors import Busy, ConfigError, Unauthenticated
+from edged.http.limits import Connections, Failures, source_of
+from edged.http.listen import address_of, listeners
+from edged.http.problems import answer
+from edged.logs import get_logger, request_id
+from edged.tls import ServerTls
+
+log = get_logger("edged.http")
+access_log = get_logger("edged.access")
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+REQUESTS = metrics.counter(
+    "http_requests", "HTTP requests by service, method and status.", ("service", "method", "status")
+)
+SECONDS = metrics.histogram(
+    "http_request_seconds", "Time from request head to last byte, in seconds.", ("service",)
+)
+OPEN = metrics.gauge("http_connections", "Open connections.", ("service",))
+REFUSED = metrics.counter(
+    "http_connections_refused", "Connections closed at accept: over a limit.", ("service",)
+)
+
+METHODS = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "MKCOL", "PROPFIND", "PROPPATCH"}
+    | {"COPY", "MOVE", "LOCK", "UNLOCK"}
+)
+
+
+class HttpServer:
+    """One front's listeners. ``addresses`` tells where it listens once running."""
+
+    def __init__(
+        self,
+        name: str,
+        front: Front,
+        handler: Handler,
+        *,
+        tls: ServerTls | None,
+        inherited: Sequence[socket.socket] | None = None,
+        stop_deadline_s: float = 30.0,
+        max_body: int = 1 << 40,
+    ) -> None:
+        if front.tls and tls is None:
+            raise ConfigError([f"{name}.tls: on, but no certificate is configured"])
+        self.name = name
+        self.front = front
+        self.addresses: list[str] = []
+        self.connections = Connections(front.limits.connections_per_source, front.limits.connections)
+        self.failures = Failures(front.limits.failed_authentications_per_minute)
+        self._handler = handler
+        self._tls = tls if front.tls else None
+        self._inherited = list(inherited or ())
+        self._deadline_s = stop_deadline_s
+        self._room = asyncio.Event()
+        self._opened = OPEN.labels(name)
+        self._seconds = SECONDS.labels(name)
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        socks = listeners(self.front.listen, self._inherited)
+        self.addresses = [address_of(sock) for sock in socks]
+        self._room.set()
+        server = web.Server(
+            self._answer,
+            keepalive_timeout=self.front.limits.idle_s,
+            max_line_size=8190,
+            max_field_size=self.front.limits.header_bytes,
+            access_log=None,
+            lingering_time=2.0,
+            auto_decompress=False,
+            handler_cancellation=True,
+        )
+        accepting = [tasks.create_task(self._accept(sock, server)) for sock in socks]
+        if self._tls is not None:
+            accepting.append(tasks.create_task(self._tls.watch()))
+        try:
+            yield
+        finally:
+            for task in accepting:
+                task.cancel()
+            await asyncio.gather(*accepting, return_exceptions=True)
+            for sock in socks:
+                sock.close()
+            server.pre_shutdown()
+            await server.shutdown(self._deadline_s)
+
+    async def _accept(self, listener: socket.socket, server: web.Server) -> None:
+        """Take connections while there is room; the rest waits in the kernel's backlog."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as handshakes:
+            while True:
+                await self._room.wait()
+                try:
+                    sock, peer = await loop.sock_accept(listener)
+                except OSError as error:  # EMFILE, ECONNABORTED: nothing of ours broke
+                    log.warning("accept failed", extra={"reason": str(error)})
+                    await asyncio.sleep(0.05)
+                    continue
+                source = source_of(peer[0]) if isinstance(peer, tuple) else "unix"
+                if not self.connections.take(source):
+                    REFUSED.labels(self.name).inc()
+                    sock.close()
+                    continue
+                if self.connections.total >= self.front.limits.connections:
+                    self._room.clear()
+                handshakes.create_task(self._serve(sock, source, server))
+
+    async def _serve(self, sock: socket.socket, source: str, server: web.Server) -> None:
+        """Hand one connection to aiohttp, after its TLS handshake."""
+        loop = asyncio.get_running_loop()
+        self._opened.inc()
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is None:
+            await loop.connect_accepted_socket(lambda: self._protocol(server, source), sock)
+            return
+        protocol = self._protocol(server, source)
+        try:
+            await loop.connect_accepted_socket(
+                lambda: protocol,
+                sock,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self.front.limits.header_s,
+                ssl_shutdown_timeout=5.0,
+            )
+        except (OSError, TimeoutError, asyncio.CancelledError) as error:
+            sock.close()
+            protocol.release()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    def _protocol(self, server: web.Server, source: str) -> _Connection:
+        return _Connection(server, source=source, on_close=self._closed)
+
+    def _closed(self, source: str) -> None:
+        self.connections.give(source)
+        self._opened.dec()
+        self._room.set()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One request: id, limits, handler, problem, access log."""
+        started = time.perf_counter()
+        rid = secrets.token_hex(8)
+        mark = request_id.set(rid)
+        source = source_of(request.remote) if request.remote else "unix"
+        response: web.StreamResponse | None = None
+        try:
+            if self.failures.blocked(source, time.time()):
+                raise Busy("too many failed authentications from this address", retry_after_s=60)  # noqa: TRY301
+            response = await self._handler(request)
+        except Exception as error:  # the one place where any error becomes an answer
+            if isinstance(error, Unauthenticated):
+                self.failures.failed(source, time.time())
+            if request.transport is None:
+                raise
+            response = answer(error)
+        finally:
+            self._account(request, response, time.perf_counter() - started, source)
+            request_id.reset(mark)
+        if not response.prepared:
+            response.headers["X-Request-Id"] = rid
+        return response
+
+    def _account(
+        self, request: web.BaseRequest, response: web.StreamResponse | None, seconds: float, source: str
+    ) -> None:
+        status = response.status if response is not None else 499  # the client left
+        method = request.method if request.method in METHODS else "other"
+        REQUESTS.labels(self.name, method, str(status)).inc()
+        self._seconds.observe(seconds)
+        access_log.info(
+            "request",
+            extra={
+                "service": self.name,
+                "source": source,
+                "method": method,
+                "path": request.rel_url.raw_path[:1024],
+                "status": status,
+                "bytes": response.body_length if response is not None and response.prepared else 0,
+                "seconds": round(seconds, 6),
+            },
+        )
+
+
+class _Connection(RequestHandler):
+    """aiohttp's protocol, which also gives its place back when it ends."""
+
+    __slots__ = ("_on_close", "_source")
+
+    def __init__(self, server: web.Server, *, source: str, on_close: Callable[[str], None]) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **server._kwargs)
+        self._source = source
+        self._on_close: Callable[[str], None] | None = on_close
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Count the place free, then aiohttp's own clean-up."""
+        self.release()
+        with suppress(AttributeError):  # never connected: the handshake failed
+            super().connection_lost(exc)
+
+    def release(self) -> None:
+        """Give the place back once."""
+        if self._on_close is not None:
+            self._on_close(self._source)
+            self._on_close = None

@@ -1,0 +1,71 @@
+"""Health and metrics of one process: /healthz, /readyz, /metrics on a listener of their own.
+
+Never on a public listener: the numbers say more about a site than outsiders need.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+from aiohttp import web
+
+from edged import __version__, metrics
+from edged.config.site import Front
+from edged.errors import NotFound
+from edged.http.server import HttpServer
+from edged.lifecycle import Health
+
+Page = Callable[[], Awaitable[bytes]]
+
+
+class Observer:
+    """Tells machines whether this process works. ``others`` are the pages of its worker processes."""
+
+    name = "observe"
+
+    def __init__(
+        self,
+        listen: str,
+        health: Health,
+        *,
+        inherited: Sequence[socket.socket] | None = None,
+        others: Sequence[Callable[[], Awaitable[list[bytes]]]] = (),
+    ) -> None:
+        self._health = health
+        self._others = others
+        self.server = HttpServer(
+            self.name, Front(listen=(listen,), tls=False), self._answer, tls=None, inherited=inherited, stop_deadline_s=1.0
+        )
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        async with self.server.running(tasks):
+            yield
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        match request.rel_url.raw_path:
+            case "/healthz":
+                return web.Response(body=b'{"alive":true}\n', content_type="application/json")
+            case "/readyz":
+                return self._ready()
+            case "/metrics":
+                return web.Response(body=await self.page(), headers={"Content-Type": metrics.CONTENT_TYPE})
+            case _:
+                raise NotFound("there are /healthz, /readyz and /metrics")
+
+    def _ready(self) -> web.Response:
+        problems = self._health.problems()
+        body = {"ready": not problems, "not_ready": problems, "version": __version__}
+        return web.Response(
+            status=503 if problems else 200, body=msgspec.json.encode(body), content_type="application/json"
+        )
+
+    async def page(self) -> bytes:
+        """This process's metrics, merged with those of its workers."""
+        mine = metrics.exposition()
+        pages = [page for group in self._others for page in await group()]
+        return metrics.merge([mine, *pages]) if pages else mine

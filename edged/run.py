@@ -1,0 +1,110 @@
+"""``edged run``: from a configuration to running processes.
+
+Without a service name every configured service runs in this process. Started as root it first
+starts accountd, which keeps the privilege, and becomes ``runtime.user`` before it listens.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+
+from edged import config as configuration
+from edged import lifecycle, logs, services, systemd, workers
+from edged.accounts.start import Privileged, start_privileged
+from edged.config import Config
+from edged.config.site import Front
+from edged.errors import ConfigError, EdgeError
+from edged.lifecycle import Health, Service
+from edged.observe import Observer
+
+log = logs.get_logger("edged.run")
+
+Inherited = dict[str, list[socket.socket]]
+
+
+def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], None] | None = None) -> int:
+    """Run until told to stop; returns the exit status: 0 stopped, 1 a part died, 2 configuration."""
+    config = configuration.load(config_file)
+    logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
+    index, passed = workers.from_environment()
+    inherited = {**systemd.inherited_sockets(), **passed}
+    helpers = start_privileged(config) if not only else Privileged()
+    try:
+        uvloop.run(serve(config, config_file, only, inherited=inherited, worker=index, on_ready=on_ready))
+    except* ConfigError as group:
+        for problem in _problems(group):
+            print(f"edged: {problem}", file=sys.stderr)  # noqa: T201 - for the person at the terminal
+        return 2
+    except* EdgeError as group:
+        log.error("stopped by an error", exc_info=group)
+        return 1
+    finally:
+        helpers.stop()
+    return 0
+
+
+def _problems(group: BaseExceptionGroup[ConfigError]) -> list[str]:
+    found: list[str] = []
+    for error in group.exceptions:
+        found += _problems(error) if isinstance(error, BaseExceptionGroup) else error.problems
+    return found
+
+
+async def serve(
+    config: Config,
+    config_file: Path,
+    only: tuple[str, ...] = (),
+    *,
+    inherited: Inherited | None = None,
+    worker: int | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Build the services of this process and run them."""
+    health = Health()
+    parts, groups = _parts(config, config_file, only, inherited or {}, worker)
+    observer = Observer(
+        _observe_address(config, only, worker), health, others=[group.pages for group in groups]
+    )
+    await lifecycle.run(
+        [*parts, observer],
+        health=health,
+        load_config=lambda: configuration.load(config_file),
+        on_ready=on_ready,
+    )
+
+
+def _parts(
+    config: Config, config_file: Path, only: tuple[str, ...], inherited: Inherited, worker: int | None
+) -> tuple[list[Service], list[workers.WorkerGroup]]:
+    """The services that run here, and the groups of processes that run beside."""
+    names = only or tuple(services.known())
+    if worker is not None:
+        context = services.Context(inherited=inherited, alone=True, worker=worker)
+        return services.build(config, context, only), []
+    shared = [name for name in names if _front(config, name).workers > 1]
+    groups = [
+        workers.WorkerGroup(name, _front(config, name), config.runtime, config_file, inherited=inherited.get(name))
+        for name in shared
+    ]
+    here = tuple(name for name in names if name not in shared)
+    context = services.Context(inherited=inherited, alone=len(only) == 1)
+    parts = services.build(config, context, here) if here else []
+    return [*parts, *groups], groups
+
+
+def _front(config: Config, name: str) -> Front:
+    section = getattr(config, name, None)
+    return section if isinstance(section, Front) else Front()
+
+
+def _observe_address(config: Config, only: tuple[str, ...], worker: int | None) -> str:
+    if worker is not None:
+        return str(config.runtime.run / "workers" / f"{only[0]}-{worker}.sock")
+    if len(only) == 1 and only[0] in config.observe.services:
+        return config.observe.services[only[0]]
+    return config.observe.listen

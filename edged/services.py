@@ -1,0 +1,57 @@
+"""Finding the services of this installation and building those the configuration asks for.
+
+A service is an entry point of group ``edged.services`` that resolves to
+``build(config, context) -> list[Service]``; it returns an empty list when its section is absent.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+
+from edged.config import Config
+from edged.errors import ConfigError
+from edged.lifecycle import Service
+
+# Who is asked first is started first: identity before those who need verdicts.
+ORDER = ("identity", "signer", "issuers", "identity-api", "jobs", "storage", "cache", "egress", "portal")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a service gets besides the configuration.
+
+    ``inherited``: listeners by name, from systemd or a parent, to be used instead of binding.
+    ``alone``: this process runs one service, as under systemd; False in ``edged run`` with all of them.
+    ``worker``: index among the processes sharing one listener, 0 when there is one.
+    """
+
+    inherited: Mapping[str, list[socket.socket]] = field(default_factory=dict)
+    alone: bool = False
+    worker: int = 0
+
+
+Build = Callable[[Config, Context], list[Service]]
+
+
+def known() -> dict[str, Build]:
+    """Service name → its build function, in start order."""
+    found = {point.name: point for point in entry_points(group="edged.services")}
+    names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return {name: found[name].load() for name in names}
+
+
+def build(config: Config, context: Context, only: tuple[str, ...] = ()) -> list[Service]:
+    """The services of this process. Raises ConfigError for an unknown name in ``only``."""
+    builders = known()
+    unknown = [name for name in only if name not in builders]
+    if unknown:
+        raise ConfigError([f"{name}: no such service; there are {', '.join(builders)}" for name in unknown])
+    return [
+        service
+        for name, make in builders.items()
+        if not only or name in only
+        for service in make(config, context)
+    ]

@@ -1,0 +1,240 @@
+"""SQLAlchemy Core on SQLite (WAL, synchronous FULL) or PostgreSQL, with group commit.
+
+Many coroutines write; one thread takes what has gathered, runs it in one transaction and commits
+once, so a thousand acknowledged jobs cost a few fsyncs. A write's future resolves only after the
+commit is durable. A failing write harms no neighbour. Since a group may be run again after one of its
+writes failed, a write must do nothing but work on the connection it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from edged import metrics
+from edged.errors import ConfigError, EdgeError, NoSpace, Unavailable
+from edged.logs import get_logger
+from edged.state.migrate import Migration, check_version, migrate
+
+log = get_logger("edged.state")
+
+Result = TypeVar("Result")
+Work = Callable[[sa.Connection], Result]
+
+MAX_GROUP = 512
+MAX_WAITING = 16384
+BUSY_S = 5.0
+_READS: dict[str, Any] = {"edged_reads": True}  # a read never waits for the write lock
+
+COMMITS = metrics.histogram("state_commit_seconds", "Time of one group commit, in seconds.", ("database",))
+WRITES = metrics.counter("state_writes", "Writes asked for, by outcome.", ("database", "outcome"))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    work: Work[Any]
+    done: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+_Outcome = tuple[_Waiting, Any, BaseException | None]
+
+
+class Store:
+    """One service's database.
+
+    ``url``: a SQLAlchemy URL; ``Store.local(path)`` makes that of a SQLite file. ``prepare()`` runs
+    the migrations and is what ``edged state migrate`` calls; ``running()`` refuses an older schema.
+    """
+
+    def __init__(self, name: str, url: str, migrations: tuple[Migration, ...]) -> None:
+        self.name = name
+        self.url = url
+        self.migrations = migrations
+        self.engine = _engine(url)
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._depth = 0
+        self._trouble: str | None = None
+
+    @classmethod
+    def local(cls, name: str, file: Path, migrations: tuple[Migration, ...]) -> Store:
+        """A store in a SQLite file on a local disk."""
+        return cls(name, f"sqlite:///{file}", migrations)
+
+    def prepare(self) -> list[int]:
+        """Bring the schema to this version's; returns the migrations applied. Raises ConfigError."""
+        try:
+            return migrate(self.engine, self.migrations)
+        except DBAPIError as error:
+            raise ConfigError([f"{self.name} database: {error.orig}"]) from error
+
+    def not_ready(self) -> str | None:
+        """Why nothing can be written now, or None."""
+        return self._trouble
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        try:
+            await asyncio.to_thread(check_version, self.engine, self.migrations)
+        except DBAPIError as error:
+            raise ConfigError([f"{self.name} database: {error.orig}"]) from error
+        writer = threading.Thread(target=self._write_forever, name=f"state-{self.name}", daemon=True)
+        writer.start()
+        try:
+            yield
+        finally:
+            self._waiting.put(None)
+            await asyncio.to_thread(writer.join, 30.0)
+            await asyncio.to_thread(self.engine.dispose)
+
+    async def write(self, work: Work[Result]) -> Result:
+        """Run ``work(connection)`` in a group and return its result once it is durable.
+
+        Raises Unavailable (locked, lost), NoSpace (disk full), or what ``work`` raised.
+        """
+        if self._depth >= MAX_WAITING:
+            raise Unavailable("the state store is overloaded")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result] = loop.create_future()
+        self._depth += 1
+        try:
+            self._waiting.put(_Waiting(work, done, loop))
+            return await done
+        finally:
+            self._depth -= 1
+
+    async def read(self, work: Work[Result]) -> Result:
+        """Run ``work(connection)`` in a thread, on a connection of its own, without a lock."""
+
+        def run() -> Result:
+            with self.engine.connect().execution_options(**_READS) as connection:
+                return work(connection)
+
+        try:
+            return await asyncio.to_thread(run)
+        except DBAPIError as error:
+            raise _typed(error) from error
+
+    def _write_forever(self) -> None:
+        while True:
+            first = self._waiting.get()
+            if first is None:
+                return
+            group, last = self._gather(first)
+            self._commit(group)
+            if last:
+                return
+
+    def _gather(self, first: _Waiting) -> tuple[list[_Waiting], bool]:
+        group = [first]
+        with suppress(queue.Empty):
+            while len(group) < MAX_GROUP:
+                more = self._waiting.get_nowait()
+                if more is None:
+                    return group, True
+                group.append(more)
+        return group, False
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        """One transaction for all. If one fails, all again, each in a savepoint of its own."""
+        started = time.perf_counter()
+        outcomes: list[_Outcome]
+        try:
+            outcomes = self._transact(group, _perform)
+            self._trouble = None
+        except OperationalError as error:
+            outcomes = self._refuse(group, error)
+        except Exception as error:
+            outcomes = [(group[0], None, error)] if len(group) == 1 else self._one_by_one(group)
+        COMMITS.labels(self.name).observe(time.perf_counter() - started)
+        self._answer(outcomes)
+
+    def _one_by_one(self, group: list[_Waiting]) -> list[_Outcome]:
+        try:
+            return self._transact(group, _perform_guarded)
+        except DBAPIError as error:
+            return self._refuse(group, error)
+
+    def _transact(
+        self, group: list[_Waiting], perform: Callable[[sa.Connection, _Waiting], _Outcome]
+    ) -> list[_Outcome]:
+        with self.engine.begin() as connection:
+            return [perform(connection, waiting) for waiting in group]
+
+    def _refuse(self, group: list[_Waiting], error: DBAPIError) -> list[_Outcome]:
+        trouble = _typed(error)
+        self._trouble = trouble.message
+        log.error("commit failed", extra={"database": self.name, "reason": str(error.orig)})
+        return [(waiting, None, trouble) for waiting in group]
+
+    def _answer(self, outcomes: list[_Outcome]) -> None:
+        failed = sum(error is not None for _, _, error in outcomes)
+        WRITES.labels(self.name, "failed").inc(failed)
+        WRITES.labels(self.name, "ok").inc(len(outcomes) - failed)
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+        for outcome in outcomes:
+            by_loop.setdefault(outcome[0].loop, []).append(outcome)
+        for loop, mine in by_loop.items():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_resolve, mine)
+
+
+def _perform(connection: sa.Connection, waiting: _Waiting) -> _Outcome:
+    return waiting, waiting.work(connection), None
+
+
+def _perform_guarded(connection: sa.Connection, waiting: _Waiting) -> _Outcome:
+    try:
+        with connection.begin_nested():
+            return waiting, waiting.work(connection), None
+    except OperationalError:
+        raise
+    except Exception as error:
+        return waiting, None, error
+
+
+def _resolve(outcomes: list[_Outcome]) -> None:
+    for waiting, result, error in outcomes:
+        if waiting.done.done():
+            continue
+        if error is None:
+            waiting.done.set_result(result)
+        else:
+            waiting.done.set_exception(error)
+
+
+def _typed(error: DBAPIError) -> EdgeError:
+    text = str(error.orig)
+    if "disk is full" in text or "No space" in text:
+        return NoSpace("the disk of the state store is full", detail=text)
+    return Unavailable("the state store cannot be written now", detail=text)
+
+
+def _engine(url: str) -> sa.Engine:
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN, not the module's
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        reads = connection.get_execution_options().get("edged_reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine

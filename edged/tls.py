@@ -1,0 +1,85 @@
+"""TLS contexts, and certificates that are read again when their files change."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+from edged import systemd
+from edged.config.site import Tls
+from edged.errors import ConfigError
+from edged.logs import get_logger
+
+log = get_logger("edged.tls")
+
+CHECK_PERIOD_S = 30.0
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class ServerTls:
+    """One server context; ``watch()`` loads a renewed certificate into it without a restart."""
+
+    def __init__(self, tls: Tls) -> None:
+        self.certificate, self.key = _files(tls)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = _VERSIONS[tls.minimum]
+        self.context.set_alpn_protocols(["http/1.1"])
+        self.context.options |= ssl.OP_NO_RENEGOTIATION
+        if tls.ca_directory is not None:
+            self.context.load_verify_locations(capath=str(tls.ca_directory))
+            self.context.verify_mode = ssl.CERT_OPTIONAL
+            self.context.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
+        self._seen = self._stamp()
+        self.load()
+
+    def load(self) -> None:
+        """Read certificate and key. Raises ConfigError when they cannot be used."""
+        try:
+            self.context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([f"tls.certificate: {self.certificate}: {error}"]) from error
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            return self.certificate.stat().st_mtime_ns, self.key.stat().st_mtime_ns
+        except OSError:
+            return (0, 0)
+
+    def refresh(self) -> bool:
+        """Load again if the files changed; a broken pair leaves the working one in place."""
+        stamp = self._stamp()
+        if stamp in (self._seen, (0, 0)):
+            return False
+        try:
+            probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            probe.load_cert_chain(self.certificate, self.key)
+            self.load()
+        except (OSError, ssl.SSLError, ConfigError) as error:
+            log.warning("new certificate refused, the old one stays", extra={"reason": str(error)})
+            return False
+        self._seen = stamp
+        log.info("certificate loaded", extra={"file": str(self.certificate)})
+        return True
+
+    async def watch(self) -> None:
+        """Look for a renewed certificate every 30 s."""
+        while True:
+            await asyncio.sleep(CHECK_PERIOD_S)
+            await asyncio.to_thread(self.refresh)
+
+
+def _files(tls: Tls) -> tuple[Path, Path]:
+    certificate = tls.certificate or systemd.credential("tls.crt")
+    key = tls.key or systemd.credential("tls.key")
+    if certificate is None or key is None:
+        raise ConfigError(["tls.certificate: missing, with tls.key (or credentials tls.crt and tls.key)"])
+    return certificate, key
+
+
+def client_context(tls: Tls, ca_file: Path | None = None) -> ssl.SSLContext:
+    """A verifying client context: the given CA bundle, else the configured one, else the system's."""
+    bundle = ca_file or tls.ca_file
+    context = ssl.create_default_context(cafile=str(bundle) if bundle else None)
+    context.minimum_version = _VERSIONS[tls.minimum]
+    return context
