@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from edged.accounts.clients import Workplace
+    from edged.identity.words import Action
 
 SESSIONS = "@sessions"
 
@@ -75,7 +79,10 @@ class Space(msgspec.Struct, frozen=True):
 
 
 class Files(Protocol):
-    """File calls as an account. Errors: NotFound, Denied, Conflict, NoSpace, Busy, Unavailable, BadRequest."""
+    """File calls as an account. Errors: NotFound, Denied, Conflict, NoSpace, Busy, Unavailable, BadRequest.
+
+    UnknownOutcome: a call that changes something got no answer, because its worker died or hung.
+    """
 
     async def stat(self, grant: bytes, place: Place) -> Entry: ...
     async def open(self, grant: bytes, place: Place) -> OpenFile:
@@ -118,6 +125,9 @@ class Files(Protocol):
     ) -> None: ...
     async def set_times(self, grant: bytes, place: Place, mtime_ns: int) -> None: ...
     async def space(self, grant: bytes, place: Place) -> Space: ...
+    async def sweep(self, grant: bytes, place: Place, *, older_s: float) -> int:
+        """Remove Temporaries not written to for ``older_s`` seconds in ``place`` and below; how many."""
+        ...
 
 
 Result = TypeVar("Result")
@@ -127,8 +137,15 @@ class BatchVerb(msgspec.Struct, frozen=True, tag=True):
     """One thing a batch worker can do, e.g. submit or sweep. Drivers publish theirs as a closed set.
 
     Subclasses are found by the entry point group ``edged.batch`` (see services/jobs/batch). Only
-    typed fields travel; ``perform`` runs in the account's batch worker and builds argv there.
+    typed fields travel; ``perform`` runs in the account's batch worker and builds argv there. A verb
+    with a field ``job`` is done only under that job's grant.
     """
+
+    action: ClassVar[Action]  # what the grant must cover
+
+    def perform(self, where: Workplace) -> object:
+        """Do it, in a thread of the worker. The result must encode with msgspec; EdgeErrors reach the caller."""
+        raise NotImplementedError
 
 
 class Batch(Protocol):

@@ -1,0 +1,420 @@
+"""accountd: admits signed grants and hands fronts a channel to the account's worker.
+
+One plain loop without threads. It holds CAP_SETUID through its zygote, reads no byte that came from
+the network unsigned, and is off the hot path: after admission a front talks to the worker alone.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from edged.accounts import local, messages, packets
+from edged.accounts.admission import admitted
+from edged.accounts.faults import to_wire
+from edged.accounts.messages import WorkerKind, encode
+from edged.accounts.packets import BrokenPeer
+from edged.accounts.settings import Settings
+from edged.errors import EdgeError, Unavailable
+from edged.identity.feed import BanLifted, Banned, Begin, FeedReader, Revocations
+from edged.identity.grants import Ban, Grant
+from edged.logs import audit, get_logger
+
+log = get_logger("edged.accountd")
+
+MAX_FRONTS = 256
+START_TRIES = 2
+START_DEADLINE_S = 20.0
+FEED_RETRY_S = 0.2
+
+_from_front = msgspec.msgpack.Decoder(messages.FromFront).decode
+_from_worker = msgspec.msgpack.Decoder(messages.FromWorker).decode
+
+WorkerKey = tuple[str, WorkerKind]
+
+
+@dataclass(slots=True, eq=False)
+class Front:
+    """One connection of a front, and the channels it was given."""
+
+    sock: socket.socket
+    uid: int
+    channels: dict[WorkerKey, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """An admission that the worker has not confirmed yet."""
+
+    front: Front
+    call: int
+    grant: Grant
+    handle: int
+    wants_channel: bool
+    since: float
+    tries: int = 0
+    theirs: socket.socket | None = None  # the front's end of a new channel
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One account's worker process, as seen over its control socket."""
+
+    key: WorkerKey
+    sock: socket.socket
+    pid: int = 0
+    waiting: dict[int, Waiting] = field(default_factory=dict)
+
+
+class Accountd:
+    """The broker. ``zygote`` is the socket on which workers are asked for."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, zygote: socket.socket) -> None:
+        self._settings = settings
+        self._zygote = zygote
+        self._selector = selectors.DefaultSelector()
+        self._receiver = packets.Receiver()
+        self._fronts: set[Front] = set()
+        self._workers: dict[WorkerKey, Worker] = {}
+        self._revocations = Revocations()
+        self._feed: FeedReader | None = None
+        self._feed_retry_at = 0.0
+        self._key = PublicKey(Path(settings.public_key))
+        self._numbers = 0
+        self._running = True
+        self._watch(listener, lambda: self._accept(listener))
+        self._watch(zygote, self._zygote_ended)
+
+    def stop_when_readable(self, fd: int) -> None:
+        """End when the other end of this pipe is closed, or a signal wrote into it."""
+        self._selector.register(fd, selectors.EVENT_READ, self.stop)
+
+    def stop(self) -> None:
+        """Leave ``serve`` after the current event."""
+        self._running = False
+
+    def serve(self) -> None:
+        """Until stopped. Raises RuntimeError when the zygote died: the keeper then starts us anew."""
+        while self._running:
+            self._follow_feed()
+            for key, _ in self._selector.select(FEED_RETRY_S):
+                if not _closed(key.fileobj):  # by an earlier event of this round
+                    key.data()
+            self._give_up_late()
+
+    # --- fronts
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in self._settings.peers or len(self._fronts) >= MAX_FRONTS:
+            log.warning("connection refused", extra={"uid": uid, "fronts": len(self._fronts)})
+            sock.close()
+            return
+        sock.setblocking(False)
+        front = Front(sock, uid)
+        self._fronts.add(front)
+        self._watch(sock, lambda: self._front_speaks(front))
+
+    def _front_speaks(self, front: Front) -> None:
+        try:
+            packet = self._read(front.sock)
+            if packet is None:
+                self._drop_front(front)
+                return
+            message = _from_front(packet)
+        except BlockingIOError:
+            return
+        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+            log.error("front broke the protocol", extra={"uid": front.uid, "reason": str(error)})  # noqa: TRY400
+            self._drop_front(front)
+            return
+        if isinstance(message, messages.Admit):
+            self._admit(front, message)
+        else:
+            self._forget(front, message)
+
+    def _admit(self, front: Front, asked: messages.Admit) -> None:
+        grant: Grant | None = None
+        try:
+            if not self._revocations.usable(time.monotonic()):
+                raise Unavailable("revocations are not loaded", detail="no live ban feed from identity")
+            grant = admitted(
+                asked.grant,
+                peer=front.uid,
+                settings=self._settings,
+                key=self._key.get(),
+                revocations=self._revocations,
+                now=time.time(),
+            )
+            waiting = Waiting(front, asked.call, grant, self._number(), asked.channel, time.monotonic())
+            self._add((grant.account, asked.kind), waiting)
+        except EdgeError as error:
+            self._refuse(front, asked.call, error)
+            _audit(grant, front.uid, asked.kind, error)
+
+    def _forget(self, front: Front, message: messages.Forget) -> None:
+        key = (message.account, message.kind)
+        worker, channel = self._workers.get(key), front.channels.get(key)
+        if worker is not None and channel is not None:
+            self._tell(worker, messages.Drop(channel, message.handle))
+
+    def _refuse(self, front: Front, call: int, error: EdgeError) -> None:
+        self._reply(front, messages.Refused(call, to_wire(error)))
+
+    def _reply(self, front: Front, message: messages.ToFront, fd: int | None = None) -> None:
+        try:
+            packets.send(front.sock, encode(message), fd)
+        except OSError:  # gone, or does not read: either way it is worth no waiting
+            self._drop_front(front)
+
+    def _drop_front(self, front: Front) -> None:
+        if front in self._fronts:
+            self._fronts.discard(front)
+            self._unwatch(front.sock)
+
+    # --- workers
+
+    def _add(self, key: WorkerKey, waiting: Waiting) -> None:
+        """Put the grant into the account's worker, starting it first if need be."""
+        worker = self._workers.get(key) or self._start(key)
+        front, mine = waiting.front, None
+        if waiting.wants_channel or key not in front.channels:
+            mine, waiting.theirs = packets.pair()
+            front.channels[key] = self._number()
+        worker.waiting[waiting.handle] = waiting
+        add = messages.Add(waiting.handle, front.channels[key], waiting.handle, waiting.grant)
+        self._tell(worker, add, mine.fileno() if mine else None)
+        if mine:
+            mine.close()
+
+    def _start(self, key: WorkerKey) -> Worker:
+        name, kind = key
+        own = self._settings.own_account is not None
+        account = local.own() if own else local.find(name, self._settings.minimum_uid)
+        sessions = self._settings.sessions
+        start = messages.Start(
+            kind=kind,
+            account=name,
+            uid=account.uid,
+            gid=account.gid,
+            groups=account.groups,
+            home=account.home,
+            exports=tuple(e.root for e in self._settings.exports if own or name in e.accounts),
+            sessions=local.make_directory(sessions, account) if sessions else "",
+            locks=local.make_directory(self._settings.locks, account),
+            threads=self._settings.file_threads if kind is WorkerKind.FILES else self._settings.batch_threads,
+            idle_s=self._settings.idle_s,
+        )
+        ours, theirs = packets.pair()
+        try:
+            packets.send(self._zygote, msgspec.msgpack.encode(start), theirs.fileno())
+        except OSError as error:
+            ours.close()
+            self._zygote_ended()
+            raise Unavailable("workers cannot be started now", detail=str(error)) from error
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        worker = self._workers[key] = Worker(key, ours)
+        self._watch(ours, lambda: self._worker_speaks(worker))
+        log.info("worker started", extra={"account": name, "kind": kind.value})
+        return worker
+
+    def _worker_speaks(self, worker: Worker) -> None:
+        try:
+            packet = self._read(worker.sock)
+            message = None if packet is None else _from_worker(packet)
+        except BlockingIOError:
+            return
+        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+            log.error("worker broke the protocol", extra={"worker": worker.key, "reason": str(error)})  # noqa: TRY400
+            message = None
+        match message:
+            case messages.Added(call):
+                self._confirm(worker, call)
+            case messages.Ready(pid):
+                worker.pid = pid
+            case messages.Idle():
+                if not worker.waiting:
+                    self._tell(worker, messages.End())
+                    self._let_go(worker)
+            case None:
+                self._worker_ended(worker)
+
+    def _confirm(self, worker: Worker, call: int) -> None:
+        waiting = worker.waiting.pop(call, None)
+        if waiting is None:
+            return
+        grant, theirs = waiting.grant, waiting.theirs
+        reply = messages.Admitted(waiting.call, waiting.handle, grant.account, grant.expires_at)
+        self._reply(waiting.front, reply, theirs.fileno() if theirs else None)
+        if theirs:
+            theirs.close()
+        _audit(grant, waiting.front.uid, worker.key[1], None)
+
+    def _worker_ended(self, worker: Worker) -> None:
+        """Start anew for those who waited: they were told nothing, so nothing is done twice."""
+        log.warning(
+            "worker ended", extra={"account": worker.key[0], "kind": worker.key[1], "pid": worker.pid}
+        )
+        self._let_go(worker)
+        for waiting in worker.waiting.values():
+            waiting.tries += 1
+            waiting.theirs = None
+            try:
+                if waiting.tries >= START_TRIES:
+                    raise Unavailable("the account's worker does not start")
+                self._add(worker.key, waiting)
+            except EdgeError as error:
+                self._refuse(waiting.front, waiting.call, error)
+
+    def _let_go(self, worker: Worker) -> None:
+        """The next admission starts another worker, on a new channel."""
+        if self._workers.get(worker.key) is worker:
+            del self._workers[worker.key]
+            for front in self._fronts:
+                front.channels.pop(worker.key, None)
+        self._unwatch(worker.sock)
+
+    def _tell(self, worker: Worker, message: messages.ToWorker, fd: int | None = None) -> None:
+        try:
+            packets.send(worker.sock, encode(message), fd)
+        except BlockingIOError:  # stuck, so it could not even be told of a ban: it must go
+            self._worker_ended(worker)
+        except OSError:
+            pass  # its end is readable and handled there
+
+    def _give_up_late(self) -> None:
+        late = time.monotonic() - START_DEADLINE_S
+        for worker in list(self._workers.values()):
+            for handle, waiting in list(worker.waiting.items()):
+                if waiting.since < late:
+                    del worker.waiting[handle]
+                    self._refuse(
+                        waiting.front, waiting.call, Unavailable("the account's worker does not answer")
+                    )
+
+    def _zygote_ended(self) -> None:
+        raise RuntimeError("zygote ended")
+
+    # --- bans
+
+    def _follow_feed(self) -> None:
+        if self._feed is not None or time.monotonic() < self._feed_retry_at:
+            return
+        try:
+            self._feed = FeedReader(Path(self._settings.feed))
+            self._watch(self._feed, self._hear)
+        except Unavailable:
+            self._feed_retry_at = time.monotonic() + FEED_RETRY_S
+
+    def _hear(self) -> None:
+        assert self._feed is not None
+        try:
+            for message in self._feed.read():
+                before = {ban.id: ban for ban in self._revocations.bans()}
+                self._revocations.apply(message)
+                match message:
+                    case Banned(ban):
+                        self._withdraw(ban)
+                    case BanLifted(ban_id) if ban_id in before:
+                        self._withdraw(before[ban_id])  # reduced job grants become whole when asked again
+                    case Begin():
+                        log.info("ban feed connected")
+        except Unavailable as error:
+            log.warning("ban feed lost", extra={"reason": str(error)})
+            self._selector.unregister(self._feed)
+            self._feed.close()
+            self._feed = None
+
+    def _withdraw(self, ban: Ban) -> None:
+        for worker in list(self._workers.values()):
+            self._tell(worker, messages.Withdraw(ban))
+
+    # --- sockets
+
+    def _read(self, sock: socket.socket) -> memoryview | None:
+        """One packet; nobody may send descriptors to accountd."""
+        received = self._receiver.receive(sock, socket.MSG_DONTWAIT)
+        if received is None:
+            return None
+        data, fd = received
+        if fd is not None:
+            os.close(fd)
+            raise BrokenPeer("unasked descriptor")
+        return data
+
+    def _watch(self, what: socket.socket | FeedReader, call: Callable[[], None]) -> None:
+        self._selector.register(what, selectors.EVENT_READ, call)
+
+    def _unwatch(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:
+            self._selector.unregister(sock)
+            sock.close()
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+
+class PublicKey:
+    """Identity's public key, read again when its file changes. Raw 32 bytes or PEM."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._version: tuple[int, int] | None = None
+        self._key: Ed25519PublicKey | None = None
+
+    def get(self) -> Ed25519PublicKey:
+        """Raises Unavailable while identity has not published one."""
+        try:
+            facts = self._file.stat()
+            version = (facts.st_mtime_ns, facts.st_ino)
+            if self._key is None or version != self._version:
+                self._key, self._version = _public_key(self._file.read_bytes()), version
+        except (OSError, ValueError) as error:
+            raise Unavailable("identity has published no usable key", detail=str(error)) from error
+        return self._key
+
+
+def _public_key(data: bytes) -> Ed25519PublicKey:
+    if len(data) == 32:
+        return Ed25519PublicKey.from_public_bytes(data)
+    key = load_pem_public_key(data)
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("not an Ed25519 key")  # noqa: TRY004
+    return key
+
+
+def _closed(what: object) -> bool:
+    return isinstance(what, socket.socket) and what.fileno() < 0
+
+
+def _audit(grant: Grant | None, uid: int, kind: WorkerKind, error: EdgeError | None) -> None:
+    principal = grant.principal.for_log() if grant is not None and grant.principal is not None else None
+    audit(
+        "grant admitted" if error is None else "grant refused",
+        who=principal,
+        allowed=error is None,
+        reason="valid" if error is None else str(error),
+        front_uid=uid,
+        worker=kind.value,
+        account=grant.account if grant else None,
+        grant=grant.id if grant else None,
+        service=grant.service if grant else None,
+        job=grant.job if grant else None,
+    )

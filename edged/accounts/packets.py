@@ -1,0 +1,111 @@
+"""Packets on SOCK_SEQPACKET unix sockets: whole messages, each with at most one file descriptor."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import socket
+import stat
+import threading
+
+MAX_PACKET = 65536
+_ANCILLARY = socket.CMSG_SPACE(4 * 4)
+_FLAGS = socket.MSG_CMSG_CLOEXEC
+_BODY_LIMIT = 32 << 20
+
+
+class BrokenPeer(Exception):
+    """The other side broke the protocol: truncated packet, several descriptors, or nonsense."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, both blocking and close-on-exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, data: bytes, fd: int | None = None, flags: int = 0) -> None:
+    """Send one packet. Raises OSError (BlockingIOError on a full non-blocking socket)."""
+    if fd is None:
+        sock.send(data, flags | socket.MSG_NOSIGNAL)
+    else:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (fd,)))
+        sock.sendmsg((data,), (rights,), flags | socket.MSG_NOSIGNAL)
+
+
+class Receiver:
+    """Reads packets into one buffer per thread, so that a packet costs no 64 KiB allocation."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def receive(self, sock: socket.socket, flags: int = 0) -> tuple[memoryview, int | None] | None:
+        """The packet (valid until the next call in this thread) and its descriptor; None at the end.
+
+        Raises BrokenPeer, or OSError (BlockingIOError when there is nothing).
+        """
+        try:
+            view: memoryview = self._local.view
+        except AttributeError:
+            view = self._local.view = memoryview(bytearray(MAX_PACKET))
+        size, ancillary, told, _ = sock.recvmsg_into((view,), _ANCILLARY, flags | _FLAGS)
+        fds = _descriptors(ancillary) if ancillary else ()
+        if told & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+            for fd in fds:
+                os.close(fd)
+            raise BrokenPeer("packet too long, or more than one descriptor")
+        if size == 0:  # we never send empty packets, so this is the end
+            for fd in fds:
+                os.close(fd)
+            return None
+        return view[:size], fds[0] if fds else None
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return tuple(found)
+
+
+def in_memory(data: bytes) -> int:
+    """A memfd with ``data``, for what does not fit a packet. The caller closes it."""
+    fd = os.memfd_create("edged-body", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_memory(fd: int) -> bytes:
+    """What ``in_memory`` wrote. Reads by pread, never maps: the sender may still shrink it.
+
+    Raises BrokenPeer when it is no regular file or too large. Does not close ``fd``.
+    """
+    facts = os.fstat(fd)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > _BODY_LIMIT:
+        raise BrokenPeer("body descriptor is not a small regular file")
+    return os.pread(fd, facts.st_size, 0)
+
+
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_TYPE = 0x1
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+
+
+def is_regular(fd: int) -> bool:
+    """Whether ``fd`` is a regular file, told without asking a file server (statx(2) DONT_SYNC).
+
+    For the loop of a front: fstat on a network file system may wait for the server.
+    """
+    facts = (ctypes.c_uint16 * 128)()  # struct statx is 256 bytes; stx_mode is the u16 at byte 28
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE, facts) != 0:
+        return False
+    return stat.S_ISREG(facts[14])

@@ -1,0 +1,275 @@
+"""A worker: is one account, and serves the channels that accountd gave to fronts.
+
+The main thread speaks with accountd. The other threads each take the next packet of any channel and
+answer it themselves: no hand-over between threads, so an open costs no more than the system calls
+(tests/bench/accounts_open.py holds this).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from edged.accounts import messages, packets
+from edged.accounts.api import BatchVerb
+from edged.accounts.faults import of_os, to_wire
+from edged.accounts.messages import Carries, Request, Start, WorkerKind, encode
+from edged.accounts.packets import BrokenPeer
+from edged.errors import Denied, EdgeError, Unavailable
+from edged.identity.grants import Ban, Grant
+from edged.logs import get_logger
+
+log = get_logger("edged.worker")
+
+HANDLES_PER_CHANNEL = 16384
+INLINE_BYTES = 48 << 10
+SEND_S = 10.0
+LAST_WORDS_S = 60.0
+
+_to_worker = msgspec.msgpack.Decoder(messages.ToWorker).decode
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a call gives: a value for the wire, and perhaps an open file, which the sender closes."""
+
+    value: object
+    fd: int | None = None
+
+
+class Calls(Protocol):
+    """The calls of one kind of worker."""
+
+    decode: Callable[[memoryview], Request]
+
+    def answer(self, grant: Grant, request: Request, body: int | None) -> Answer:
+        """Do what is asked, if ``grant`` allows it. Raises EdgeError or OSError."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """One front's way to this account. Handles of other channels do not exist here."""
+
+    sock: socket.socket
+    grants: dict[int, Grant] = field(default_factory=dict)
+
+
+class Worker:
+    """See the module. ``serve`` returns when the worker is to end."""
+
+    def __init__(self, start: Start, control: socket.socket, calls: Calls) -> None:
+        self._start = start
+        self._control = control
+        self._calls = calls
+        self._channels: dict[int, Channel] = {}
+        self._by_fd: dict[int, Channel] = {}
+        self._ready = select.epoll()
+        self._receiver = packets.Receiver()
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._last_use = time.monotonic()
+
+    def serve(self) -> None:
+        """Until accountd says End or is gone; then finishes what is running."""
+        for number in range(self._start.threads):
+            threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
+        packets.send(self._control, encode(messages.Ready(os.getpid())))
+        try:
+            while self._obey():
+                pass
+        except (OSError, BrokenPeer, msgspec.MsgspecError):
+            log.exception("control broken")
+        self._last_words()
+
+    # --- accountd
+
+    def _obey(self) -> bool:
+        """One message of accountd; False when it is time to end."""
+        readable, _, _ = select.select([self._control], [], [], self._start.idle_s / 4)
+        if not readable:
+            if not self._busy and time.monotonic() - self._last_use > self._start.idle_s:
+                packets.send(self._control, encode(messages.Idle()))
+            return True
+        received = self._receiver.receive(self._control)
+        if received is None:
+            return False
+        data, fd = received
+        match _to_worker(data):
+            case messages.Add(call, channel, handle, grant):
+                self._add(channel, handle, grant, fd)
+                packets.send(self._control, encode(messages.Added(call)))
+            case messages.Drop(channel, handle):
+                if (found := self._channels.get(channel)) is not None:
+                    found.grants.pop(handle, None)
+            case messages.Withdraw(ban):
+                self._withdraw(ban)
+            case messages.End():
+                return False
+        return True
+
+    def _add(self, number: int, handle: int, grant: Grant, fd: int | None) -> None:
+        if fd is not None:
+            sock = socket.socket(fileno=fd)
+            # a front that does not read may hold a thread this long, then its channel closes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_S), 0))
+            channel = self._channels[number] = self._by_fd[fd] = Channel(sock)
+            self._ready.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+        elif (found := self._channels.get(number)) is not None:
+            channel = found
+        else:
+            return  # the front closed it meanwhile
+        if len(channel.grants) >= HANDLES_PER_CHANNEL:
+            _forget_expired(channel.grants)
+        if len(channel.grants) < HANDLES_PER_CHANNEL:
+            channel.grants[handle] = grant
+        self._last_use = time.monotonic()
+
+    def _withdraw(self, ban: Ban) -> None:
+        """Forget every grant of whom the ban covers: what is left of it, accountd gives again."""
+        for channel in list(self._channels.values()):
+            for handle, grant in list(channel.grants.items()):
+                if grant.principal is not None and ban.covers(grant.principal):
+                    channel.grants.pop(handle, None)
+
+    def _last_words(self) -> None:
+        """Tell the fronts, let calls finish; fronts close their channels when the last is answered."""
+        for channel in list(self._channels.values()):
+            try:
+                packets.send(channel.sock, encode(messages.Goodbye()), flags=socket.MSG_DONTWAIT)
+            except OSError:
+                self._close(channel)
+        deadline = time.monotonic() + LAST_WORDS_S
+        while (self._channels or self._busy) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    # --- fronts
+
+    def _work(self) -> None:
+        while True:
+            for fd, _ in self._ready.poll(maxevents=1):
+                channel = self._by_fd.get(fd)
+                if channel is None:
+                    continue
+                try:
+                    self._take(channel)
+                except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+                    if not isinstance(error, ConnectionError):
+                        log.error("channel broken", extra={"reason": str(error)})  # noqa: TRY400
+                    self._close(channel)
+                except Exception:
+                    log.exception("call failed unexpectedly")
+                    self._close(channel)
+
+    def _take(self, channel: Channel) -> None:
+        """Read one packet, let other threads have the channel, and answer."""
+        try:
+            received = self._receiver.receive(channel.sock, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._rearm(channel)
+            return
+        if received is None:
+            self._close(channel)
+            return
+        data, body = received
+        with self._lock:
+            self._busy += 1
+        try:
+            request = self._calls.decode(data)
+            self._rearm(channel)
+            self._reply(channel, request, body)
+        finally:
+            if body is not None:
+                os.close(body)
+            self._last_use = time.monotonic()
+            with self._lock:
+                self._busy -= 1
+
+    def _reply(self, channel: Channel, request: Request, body: int | None) -> None:
+        grant = channel.grants.get(request.handle)
+        if grant is None:
+            packets.send(channel.sock, encode(messages.Stale(request.call)))
+            return
+        try:
+            if grant.expires_at <= time.time():
+                raise Denied("grant expired")
+            answer = self._calls.answer(grant, request, body)
+        except EdgeError as error:
+            packets.send(channel.sock, _failed(request.call, error))
+        except OSError as error:
+            packets.send(channel.sock, _failed(request.call, of_os(error)))
+        else:
+            _send_answer(channel.sock, request.call, answer)
+
+    def _rearm(self, channel: Channel) -> None:
+        try:
+            self._ready.modify(channel.sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+        except (OSError, ValueError):
+            return  # another thread closed it
+
+    def _close(self, channel: Channel) -> None:
+        """Take the channel out. Its socket closes when the last thread that answers on it lets go."""
+        with self._lock:
+            for number, found in list(self._channels.items()):
+                if found is channel:
+                    del self._channels[number]
+                    self._by_fd.pop(channel.sock.fileno(), None)
+                    self._ready.unregister(channel.sock.fileno())
+                    channel.sock.shutdown(socket.SHUT_RDWR)
+        channel.grants.clear()
+
+
+def run(start: Start, control: socket.socket, verbs: Mapping[str, type[BatchVerb]]) -> None:
+    """Be the worker that ``start`` describes, until it ends."""
+    from edged.accounts import batch, files
+
+    calls: Calls = (
+        files.FileCalls(start) if start.kind is WorkerKind.FILES else batch.BatchCalls(start, verbs)
+    )
+    Worker(start, control, calls).serve()
+
+
+def _failed(call: int, error: EdgeError) -> bytes:
+    packet = encode(messages.Failed(call, to_wire(error)))
+    if len(packet) <= INLINE_BYTES:
+        return packet
+    return encode(
+        messages.Failed(call, to_wire(Unavailable(error.message[:1024], detail=error.detail[:1024])))
+    )
+
+
+def _send_answer(sock: socket.socket, call: int, answer: Answer) -> None:
+    body = encode(answer.value)
+    try:
+        if answer.fd is not None:
+            packets.send(sock, encode(messages.Done(call, Carries.FILE, msgspec.Raw(body))), answer.fd)
+        elif len(body) <= INLINE_BYTES:
+            packets.send(sock, encode(messages.Done(call, Carries.NOTHING, msgspec.Raw(body))))
+        else:
+            _send_body(sock, call, body)
+    finally:
+        if answer.fd is not None:
+            os.close(answer.fd)
+
+
+def _send_body(sock: socket.socket, call: int, body: bytes) -> None:
+    fd = packets.in_memory(body)
+    try:
+        packets.send(sock, encode(messages.Done(call, Carries.BODY, msgspec.Raw(b"\xc0"))), fd)
+    finally:
+        os.close(fd)
+
+
+def _forget_expired(grants: dict[int, Grant]) -> None:
+    now = time.time()
+    for handle in [handle for handle, grant in list(grants.items()) if grant.expires_at <= now]:
+        grants.pop(handle, None)

@@ -1,0 +1,70 @@
+"""The zygote: has the workers' code in memory and nothing else open, and forks workers from it.
+
+Forked by accountd's process before it opens anything. It answers nobody; a worker speaks for itself
+over the control socket it was born with.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+
+import msgspec
+
+from edged.accounts import packets, privileges
+from edged.accounts.messages import Start
+from edged.accounts.privileges import Account
+
+_decode = msgspec.msgpack.Decoder(Start).decode
+
+
+def run(sock: socket.socket, *, own: bool) -> None:
+    """Fork a worker for each Start, until accountd is gone. ``own``: self mode, become nobody."""
+    from edged.accounts import batch, worker  # imported here, once, for all workers
+
+    privileges.name_process("edged-zygote")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C goes to the whole terminal; accountd decides
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    verbs = batch.load_verbs()
+    receiver = packets.Receiver()
+    gc.freeze()  # a collection in a worker would copy all our pages
+    while (received := receiver.receive(sock)) is not None:
+        data, control = received
+        if control is None:
+            raise packets.BrokenPeer("a worker needs its control socket")
+        start = _decode(data)
+        if os.fork() == 0:
+            sock.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _become(start, own=own)
+            worker.run(start, socket.socket(fileno=control), verbs)
+            os._exit(0)
+        os.close(control)
+
+
+def _become(start: Start, *, own: bool) -> None:
+    os.chdir("/")
+    os.umask(0o027)
+    os.environ.clear()
+    os.environ.update(environment(start.account, start.home))
+    privileges.name_process(f"{start.kind[0]}-worker:{start.account}")
+    if own:
+        privileges.harden()
+    else:
+        privileges.become(Account(start.account, start.uid, start.gid, start.groups, start.home))
+    os.setsid()  # a batch client's signals reach its own group only
+
+
+def environment(account: str, home: str) -> dict[str, str]:
+    """All that a worker and its batch clients find in their environment."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": home,
+        "USER": account,
+        "LOGNAME": account,
+        "LC_ALL": "C",
+        "TZ": "UTC",
+    }
