@@ -9,14 +9,32 @@ from pydantic import Field, field_validator
 
 from edged.config.base import AbsolutePath, AccountNameField, ByteSize, Count, Seconds, Section, Word
 from edged.config.site import Front
+from edged.errors import EdgeError
+from edged.identity.scopes import parse_scopes
 from edged.identity.words import Action, JobClass
+
+
+def _known_scopes(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Scopes as tokens write them, read by the same rules."""
+    allowed = {a.value for a in Action if a.value.startswith(("storage.", "compute."))} - {"storage.stat"}
+    for scope in value:
+        action = scope.partition(":")[0]
+        if action not in allowed or " " in scope:
+            raise ValueError(f"unknown scope {action!r}")
+        try:
+            parse_scopes(scope)
+        except EdgeError as error:
+            raise ValueError(f"{scope!r}: {error.message.removeprefix('token ')}") from None
+    return value
 
 
 class Issuer(Section):
     """A token issuer the site trusts for one VO."""
 
     url: str = Field(description="Exactly the `iss` of its tokens, byte by byte")
-    audience: tuple[str, ...] = Field(description="Accepted `aud` values; the WLCG any-audience must be listed to count")
+    audience: tuple[str, ...] = Field(
+        description="Accepted `aud` values; the WLCG any-audience must be listed to count"
+    )
     vo: Word = Field(description="The VO this issuer speaks for")
     profile: Literal["wlcg", "scitokens", "aarc"] = Field(default="wlcg", description="How claims are read")
     jwks_file: AbsolutePath | None = Field(default=None, description="Local JWKS instead of discovery")
@@ -57,7 +75,9 @@ class Mapping(Section):
     scopes: tuple[str, ...] = Field(default=(), description="All of these scopes must be present")
     clients: tuple[str, ...] = Field(default=(), description="One of these OAuth client ids")
     account: AccountNameField = Field(description="Local account")
-    job_class: JobClass = Field(default=JobClass.CHAOTIC, alias="class", description="production, pilot, chaotic")
+    job_class: JobClass = Field(
+        default=JobClass.CHAOTIC, alias="class", description="production, pilot, chaotic"
+    )
     vo: Word | None = Field(default=None, description="Instead of the issuer's VO")
     grants: tuple[str, ...] = Field(
         default=(),
@@ -72,14 +92,7 @@ class Mapping(Section):
     @field_validator("grants")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        allowed = {a.value for a in Action if a.value.startswith(("storage.", "compute."))}
-        for scope in value:
-            action, _, path = scope.partition(":")
-            if action not in allowed:
-                raise ValueError(f"unknown scope {action!r}")
-            if action.startswith("storage.") and not path.startswith("/"):
-                raise ValueError(f"{scope!r}: a storage scope needs a path")
-        return value
+        return _known_scopes(value)
 
 
 class Assertion(Section):
@@ -87,6 +100,16 @@ class Assertion(Section):
 
     service: Word
     accounts: tuple[AccountNameField, ...]
+    job_class: JobClass = Field(default=JobClass.CHAOTIC, alias="class")
+    grants: tuple[str, ...] = Field(
+        default=("compute.read", "compute.create", "compute.modify", "compute.cancel"),
+        description="What such identities may do, as scopes",
+    )
+
+    @field_validator("grants")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known_scopes(value)
 
 
 class Identity(Front):
@@ -97,14 +120,21 @@ class Identity(Front):
     token_bytes: ByteSize = Field(default=16384, description="Longest token looked at")
     verdict_cache: Count = Field(default=65536, description="Verdicts each front remembers")
     assertions: tuple[Assertion, ...] = ()
-    admins: tuple[str, ...] = Field(default=(), description="Groups of tokens that may ban and see everything")
+    service_users: dict[Word, str] = Field(
+        default={},
+        description="Local user each service runs as; default: edged-SERVICE. Who asks is judged by uid",
+    )
+    admins: tuple[str, ...] = Field(
+        default=(), description="Groups of tokens that may ban and see everything"
+    )
 
 
 class Accounts(Section):
     """Becoming local accounts."""
 
     mode: Literal["accountd", "self"] = Field(
-        default="accountd", description="'self': everything as the caller's own account, explicit, one account only"
+        default="accountd",
+        description="'self': everything as the caller's own account, explicit, one account only",
     )
     allowed: tuple[AccountNameField, ...] = Field(
         default=(), description="Accounts accountd may become; empty: exactly those of the mappings"

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edged.errors import Denied
-from edged.identity.words import AccountName, Action, JobId, Principal, ServiceName
+from edged.identity.words import AccountName, Action, JobClass, JobId, Principal, ServiceName
 
 CONTEXT = b"edged-grant-v1\0"
 SIGNATURE_BYTES = 64
@@ -43,6 +43,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     issued_at: float
     expires_at: float
     job: JobId | None = None
+    job_class: JobClass | None = None  # signed, so that a job's own token can say it later
 
     def allows(self, action: Action, path: str = "/") -> bool:
         """Whether a scope covers ``action`` at ``path``, compared by whole path segments."""

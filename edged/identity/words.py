@@ -85,7 +85,19 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     grant: bytes
     expires_at: float
     token_expires_at: float
+    rule: int | None = None  # index of the [[mapping]] rule: its queue, QOS, reservation …
 
     def has(self, action: Action) -> bool:
         """Whether any capability allows ``action`` (for actions without a path)."""
         return any(capability.action is action for capability in self.capabilities)
+
+
+class JobFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job's own proxy token proves. ``nodes`` are host names or addresses, empty while unknown."""
+
+    job: JobId
+    account: AccountName
+    vo: VoName
+    job_class: JobClass
+    principal: Principal
+    nodes: tuple[str, ...] = ()
