@@ -101,7 +101,9 @@ class Destination(Section):
     """A named set of places outside: any host or network in it, at its ports."""
 
     name: Word
-    hosts: tuple[HostPattern, ...] = Field(default=(), description="Names; *.example.org is every name below it")
+    hosts: tuple[HostPattern, ...] = Field(
+        default=(), description="Names; *.example.org is every name below it"
+    )
     networks: tuple[NetworkField, ...] = ()
     ports: tuple[PortRange, ...] = Field(default=((443, 443),), min_length=1)
     protocols: tuple[Protocol, ...] = Field(default=(Protocol.TCP,), min_length=1)
@@ -118,7 +120,9 @@ class Window(Section):
 
     start: MinuteOfDay = 0
     until: MinuteOfDay = 24 * 60
-    days: tuple[Day, ...] = Field(default=(), description="Empty: every day; a night belongs to the day it began")
+    days: tuple[Day, ...] = Field(
+        default=(), description="Empty: every day; a night belongs to the day it began"
+    )
 
 
 class RuleAction(StrEnum):
@@ -143,7 +147,9 @@ class EgressRule(Section):
 
     name: Word
     action: RuleAction = RuleAction.ALLOW
-    sources: tuple[Word, ...] = Field(default=(), description="Names of [[egress.source]]; empty: all of them")
+    sources: tuple[Word, ...] = Field(
+        default=(), description="Names of [[egress.source]]; empty: all of them"
+    )
     vos: tuple[Word, ...] = ()
     accounts: tuple[AccountNameField, ...] = ()
     classes: tuple[JobClass, ...] = ()
@@ -151,7 +157,9 @@ class EgressRule(Section):
     to: tuple[Word, ...] = Field(min_length=1, description="Names of [[egress.destination]]")
     ways: tuple[Way, ...] = Field(default=tuple(Way), min_length=1)
     window: Window | None = None
-    per: Per = Field(default=Per.SOURCE, description="What limits are counted by; NAT always counts by source")
+    per: Per = Field(
+        default=Per.SOURCE, description="What limits are counted by; NAT always counts by source"
+    )
     rate: ByteSize | None = Field(default=None, description="Bytes per second, both ways together")
     connections: Count | None = Field(default=None, description="At once")
     connects_per_s: Count | None = None
@@ -164,7 +172,9 @@ class Relay(Section):
 
     name: Word
     listen: tuple[ListenAddress, ...] = Field(min_length=1)
-    to: tuple[HostPort, ...] = Field(min_length=1, description="Upstreams host:port; unhealthy ones are passed over")
+    to: tuple[HostPort, ...] = Field(
+        min_length=1, description="Upstreams host:port; unhealthy ones are passed over"
+    )
     proxy_protocol: Literal[0, 1, 2] = Field(default=0, description="PROXY protocol version sent; 0: none")
     health_s: Seconds = Field(default=10.0, description="Period of the connect checks")
 
@@ -176,13 +186,18 @@ class Nat(Section):
         min_length=1, description="Interfaces towards the compute nodes"
     )
     snat: tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...] = Field(
-        default=(), description="Addresses to appear as, at most one per family; none: the outgoing interface's"
+        default=(),
+        description="Addresses to appear as, at most one per family; none: the outgoing interface's",
     )
     job_marks: bool = Field(default=False, description="Nodes run the prolog hook: account by DSCP job mark")
     dns_floor_s: Seconds = Field(default=60.0, description="Shortest life of a resolved address")
-    dns_grace_s: Seconds = Field(default=120.0, description="Added to the TTL, so that a refresh comes before the end")
+    dns_grace_s: Seconds = Field(
+        default=120.0, description="Added to the TTL, so that a refresh comes before the end"
+    )
     refused_keep_s: Seconds = Field(default=600.0, description="How long a refused flow stays listed")
-    log_group: int | None = Field(default=None, ge=0, le=65535, description="NFLOG group of refused connections")
+    log_group: int | None = Field(
+        default=None, ge=0, le=65535, description="NFLOG group of refused connections"
+    )
     usage_s: Seconds = Field(default=10.0, description="How often counters are read into the accounts")
 
 
@@ -207,18 +222,26 @@ class Egress(Section):
     listen: tuple[ListenAddress, ...] = Field(
         default=(), description="Inside addresses; CONNECT, plain http and SOCKS5 share each port"
     )
-    host: str = Field(default="", description="What nodes call us, for the jobs' environment; empty: listen[0]")
-    no_proxy: tuple[str, ...] = Field(default=(), description="Domains and networks jobs reach without the gate")
+    host: str = Field(
+        default="", description="What nodes call us, for the jobs' environment; empty: listen[0]"
+    )
+    no_proxy: tuple[str, ...] = Field(
+        default=(), description="Domains and networks jobs reach without the gate"
+    )
     sources: tuple[Source, ...] = Field(default=(), alias="source")
     destinations: tuple[Destination, ...] = Field(default=(), alias="destination")
     rules: tuple[EgressRule, ...] = Field(default=(), alias="rule")
     relays: tuple[Relay, ...] = Field(default=(), alias="relay")
     nat: Nat | None = None
-    deny: tuple[NetworkField, ...] = Field(default=(), description="The site's own nets: refused whatever a rule says")
+    deny: tuple[NetworkField, ...] = Field(
+        default=(), description="The site's own nets: refused whatever a rule says"
+    )
     inside: tuple[NetworkField, ...] = Field(
         default=(), description="Private networks that rules may name after all, e.g. the site's databases"
     )
-    resolvers: tuple[str, ...] = Field(default=(), description="DNS servers addr[:port]; empty: /etc/resolv.conf")
+    resolvers: tuple[str, ...] = Field(
+        default=(), description="DNS servers addr[:port]; empty: /etc/resolv.conf"
+    )
     limits: EgressLimits = EgressLimits()
     accounts_s: Seconds = Field(default=10.0, description="How often accounts reach the store")
     keep_s: Seconds = Field(default=400 * 86400.0, description="How long hourly accounts are kept")

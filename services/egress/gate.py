@@ -1,0 +1,332 @@
+"""The gate: listeners, the connections they took, and everything those share."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from edged import logs
+from edged.config import Config
+from edged.config.egress import Egress, Way
+from edged.errors import EdgeError
+from edged.http import listen
+from edged.identity.client import Verdicts
+from edged.identity.words import JobId, Principal
+from services.egress import http
+from services.egress.accounts import Accounts
+from services.egress.addresses import Address, Guard, canonical
+from services.egress.interfaces import own_addresses
+from services.egress.limits import Meter, Meters
+from services.egress.names import Names
+from services.egress.outcomes import PASSED, Outcome, Refusal
+from services.egress.passes import Passes
+from services.egress.pipes import Pipes
+from services.egress.policy import Asker, Policy
+from services.egress.poller import LEVEL, Poller
+from services.egress.relays import Relay
+from services.egress.session import Session
+from services.egress.tunnel import Passage, Tunnel
+from services.egress.wishes import Target
+
+log = logs.get_logger("services.egress")
+
+TICK_S = 0.1  # tunnels held by a rate go on this often; deadlines are kept to this
+SWEEP_TICKS = 10
+_ACCEPTS = 64
+
+
+class Gate:
+    """Proxy and relays of one process.
+
+    ``inherited`` listeners (by name ``egress``, ``egress-relay-<name>``) are used instead of binding.
+    """
+
+    name = "egress"
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Verdicts,
+        accounts: Accounts,
+        names: Names,
+        inherited: Mapping[str, list[socket.socket]] | None = None,
+    ) -> None:
+        assert config.egress is not None
+        self.settings: Egress = config.egress
+        self.limits = self.settings.limits
+        self.pseudonym = http.pseudonym(config.site.name)
+        self.identity, self.accounts, self.names = identity, accounts, names
+        self.passes = Passes(identity, names)
+        self.passes.on_end = self._job_ended
+        self.passes.on_ban = self._banned
+        self.relays = [Relay(item, names) for item in self.settings.relays]
+        self.listeners: list[socket.socket] = []
+        self.policy = Policy(self.settings)
+        self.meters = Meters(self.settings.rules)
+        self.pipes = Pipes(self.limits.pipes)
+        self.sessions: set[Session] = set()
+        self.tunnels: set[Tunnel] = set()
+        self.now = time.monotonic()
+        self._inherited = dict(inherited or {})
+        self._moment = datetime.now().astimezone()
+        self._open_by: Counter[Address] = Counter()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._relay_of: dict[int, Relay] = {}
+        self.poller: Poller
+        self.loop: asyncio.AbstractEventLoop
+        self._tasks: asyncio.TaskGroup
+
+    # -- life ----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Listen; on leaving, every tunnel is closed and counted."""
+        self.loop = asyncio.get_running_loop()
+        self.poller, self._tasks = Poller(self.loop), tasks
+        try:
+            self._listen()
+            self._learn_own_addresses()
+            background = [tasks.create_task(self._tick(), name="egress-sweep")]
+            background += [
+                tasks.create_task(relay.watch(), name=f"relay-{relay.name}") for relay in self.relays
+            ]
+            try:
+                yield
+            finally:
+                for task in [*background, *self._asking]:
+                    task.cancel()
+                await asyncio.gather(*background, *self._asking, return_exceptions=True)
+        finally:
+            self._shut()
+            await self.names.aclose()
+
+    def not_ready(self) -> str | None:
+        """A relay none of whose upstreams answers, or identity's own trouble."""
+        dead = [relay.name for relay in self.relays if relay.dead]
+        if dead:
+            return f"no upstream answers for relay {', '.join(dead)}"
+        return self.identity.not_ready()
+
+    async def reload(self, config: Config) -> None:
+        """New policy and limits; tunnels it no longer allows are closed. Listeners stay as they are."""
+        if config.egress is None:
+            return
+        self.settings, self.limits = config.egress, config.egress.limits
+        self.meters.replace(self.settings.rules)
+        self._learn_own_addresses()
+        for tunnel in list(self.tunnels):
+            passage = tunnel.passage
+            if not self.policy.decide(passage.asker, passage.way, passage.place, self.moment()).allowed:
+                tunnel.close("withdrawn")
+
+    def _listen(self) -> None:
+        self.listeners = listen.listeners(self.settings.listen, self._inherited.get("egress"))
+        for relay in self.relays:
+            for sock in listen.listeners(
+                relay.settings.listen, self._inherited.get(f"egress-relay-{relay.name}")
+            ):
+                self._relay_of[sock.fileno()] = relay
+                self.listeners.append(sock)
+        for sock in self.listeners:
+            if sock.fileno() not in self._relay_of:  # all our protocols let the client speak first
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(self.limits.head_s))
+            self.poller.add(sock.fileno(), self._acceptor(sock), LEVEL)
+
+    def _learn_own_addresses(self) -> None:
+        own = own_addresses()
+        listeners: set[tuple[Address, int]] = set()
+        for sock in self.listeners:
+            host, port = sock.getsockname()[:2]
+            address = canonical(ipaddress.ip_address(host))
+            every = own | {ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")}
+            listeners |= {(a, port) for a in (every if address.is_unspecified else {address})}
+        guard = Guard(
+            deny=self.settings.deny, inside=self.settings.inside, own=own, listeners=frozenset(listeners)
+        )
+        self.policy = Policy(self.settings, guard)
+
+    def _shut(self) -> None:
+        for session in list(self.sessions):
+            session.close()
+        for tunnel in list(self.tunnels):
+            tunnel.close("stopping")
+        for sock in self.listeners:
+            sock.close()
+        self.listeners.clear()
+        self.pipes.close()
+        self.poller.close()
+
+    # -- connections ---------------------------------------------------------------------------
+
+    def _acceptor(self, listener: socket.socket) -> Callable[[int], None]:
+        relay = self._relay_of.get(listener.fileno())
+
+        def accept(_events: int) -> None:
+            for _ in range(_ACCEPTS):
+                try:
+                    sock, name = listener.accept()
+                except BlockingIOError:
+                    return
+                except OSError as error:  # out of descriptors, or a client that went away
+                    log.warning("accept failed", extra={"reason": error.strerror})
+                    return
+                self._take(sock, name[0], relay)
+
+        return accept
+
+    def _take(self, sock: socket.socket, host: str, relay: Relay | None) -> None:
+        address = canonical(ipaddress.ip_address(host))
+        source = self.policy.source_of(address)
+        way = Way.PROXY if relay is None else Way.RELAY
+        full = len(self.sessions) + len(self.tunnels) >= self.limits.connections
+        if source is None or full or self._open_by[address] >= self.limits.connections_per_source:
+            outcome = Outcome.NO_SOURCE if source is None else Outcome.LIMIT
+            self.accounts.of(None, way, "").refused[outcome] += 1
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._open_by[address] += 1
+        session = Session(self, sock, address, source, self.now + self.limits.head_s)
+        self.sessions.add(session)
+        if relay is None:
+            session.start()
+        else:
+            session.relay(relay.targets(), relay.prelude(sock))
+
+    def left(self, session: Session) -> None:
+        """A session closed without a tunnel."""
+        self.sessions.discard(session)
+        self._leave(session.source_address)
+
+    def joined(
+        self, session: Session, server: socket.socket, passage: Passage, meter: Meter | None
+    ) -> Tunnel:
+        """A session becomes a tunnel: written down before its first byte."""
+        self.sessions.discard(session)
+        decision, asker = passage.decision, passage.asker
+        account = self.accounts.of(asker, passage.way, decision.destination)
+        account.connections += 1
+        account.open += 1
+        if decision.outcome is Outcome.OBSERVED:
+            account.observed += 1
+        if meter is not None:
+            meter.open += 1
+        tunnel = Tunnel(
+            session.sock,
+            server,
+            poller=self.poller,
+            pipes=self.pipes,
+            meter=meter,
+            account=account,
+            passage=passage,
+            ended=self._ended,
+            now=self.now,
+            life_s=self.limits.life_s,
+        )
+        self.tunnels.add(tunnel)
+        _audit(asker, str(_target(passage)), decision.outcome, decision.reason, passage.way)
+        return tunnel
+
+    def _ended(self, tunnel: Tunnel, why: str) -> None:
+        self.tunnels.discard(tunnel)
+        tunnel.account.open -= 1
+        passage = tunnel.passage
+        self._leave(ipaddress.ip_address(passage.asker.address))
+        log.info(
+            "tunnel closed",
+            extra={
+                "job": passage.asker.job, "source": passage.asker.address, "to": str(_target(passage)),
+                "bytes_out": tunnel.up.moved, "bytes_in": tunnel.down.moved,
+                "seconds": round(time.monotonic() - tunnel.started_at, 3), "why": why,
+            },
+        )  # fmt: skip
+
+    def refused(self, asker: Asker, targets: Sequence[Target], refusal: Refusal, *, way: Way) -> None:
+        """Count and audit a refusal."""
+        self.accounts.of(asker, way, refusal.destination).refused[refusal.outcome] += 1
+        shown = ", ".join(str(target) for target in targets)
+        _audit(asker, shown, refusal.outcome, refusal.reason, way)
+
+    def _leave(self, address: Address) -> None:
+        left = self._open_by[address] - 1
+        if left > 0:
+            self._open_by[address] = left
+        else:
+            del self._open_by[address]
+
+    # -- time and news -------------------------------------------------------------------------
+
+    def moment(self) -> datetime:
+        """Local time for rules with a window, not older than a second."""
+        return self._moment
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Ask somebody on behalf of one session."""
+        task = self._tasks.create_task(_guarded(work))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.now = time.monotonic()
+            self.meters.wake()
+            ticks += 1
+            if ticks % SWEEP_TICKS == 0:
+                self._moment = datetime.now().astimezone()
+                self._sweep()
+
+    def _sweep(self) -> None:
+        for session in [s for s in self.sessions if s.deadline < self.now]:
+            session.expire()
+        for tunnel in list(self.tunnels):
+            tunnel.sweep(self.now, self.limits.idle_s)
+            if self.policy.timed and not self._still_allowed(tunnel):
+                tunnel.close("time window over")
+        self.meters.sweep()
+
+    def _still_allowed(self, tunnel: Tunnel) -> bool:
+        passage = tunnel.passage
+        return self.policy.decide(passage.asker, passage.way, passage.place, self.moment()).allowed
+
+    def _job_ended(self, job: JobId) -> None:
+        self._cut(lambda passage: passage.asker.job == job, "job ended")
+
+    def _banned(self, covers: Callable[[Principal], bool]) -> None:
+        self._cut(lambda passage: passage.principal is not None and covers(passage.principal), "banned")
+
+    def _cut(self, these: Callable[[Passage], bool], why: str) -> None:
+        for tunnel in [t for t in self.tunnels if these(t.passage)]:
+            tunnel.close(why)
+        for session in [s for s in self.sessions if s.passage_would(these)]:
+            session.close()
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """One session's trouble stays its own: the task group must not end for it."""
+    try:
+        await work
+    except EdgeError as error:
+        log.warning("session failed", extra={"reason": str(error)})
+    except Exception:
+        log.exception("session failed")
+
+
+def _audit(asker: Asker, to: str, outcome: Outcome, reason: str, way: Way) -> None:
+    who = {"vo": asker.vo, "account": asker.account, "job": asker.job, "source": asker.address}
+    logs.audit("egress", who=who, allowed=outcome in PASSED, reason=reason, to=to, way=way, outcome=outcome)
+
+
+def _target(passage: Passage) -> Target:
+    place = passage.place
+    return Target(place.host, None if place.host else place.address, place.port)

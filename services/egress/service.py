@@ -1,0 +1,34 @@
+"""Egress: what it is made of."""
+
+from __future__ import annotations
+
+from edged.config import Config
+from edged.identity.client import IdentityClient
+from edged.identity.words import ServiceName
+from edged.lifecycle import Service
+from edged.services import Context
+from edged.state import Store
+from services.egress.accounts import Accounts
+from services.egress.bookkeeping import Bookkeeper
+from services.egress.gate import Gate
+from services.egress.ledger import Ledger, store_of
+from services.egress.names import Names
+
+
+def build(config: Config, context: Context) -> list[Service]:
+    """Identity's client, the store, the bookkeeper and the gate; nothing without an [egress] section."""
+    if config.egress is None:
+        return []
+    settings = config.egress
+    identity = IdentityClient(config, ServiceName("egress"))
+    database = store_of(config)
+    names = Names(settings.resolvers, timeout_s=settings.limits.resolve_s, lookups=settings.limits.lookups)
+    accounts = Accounts()
+    books = Bookkeeper(accounts, Ledger(database), period_s=settings.accounts_s, keep_s=settings.keep_s)
+    gate = Gate(config, identity, accounts, names, context.inherited)
+    return [identity, database, books, gate]
+
+
+def store(config: Config) -> Store | None:
+    """The database `edged state migrate` brings up to date."""
+    return store_of(config) if config.egress is not None else None
