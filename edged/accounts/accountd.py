@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,11 @@ log = get_logger("edged.accountd")
 MAX_FRONTS = 256
 START_TRIES = 2
 START_DEADLINE_S = 20.0
-FEED_RETRY_S = 0.2
+FEED_RETRY_S = 0.1
+BANS_S = 2.0  # how long an admission waits for the bans after a restart
+MAX_EARLY = 10_000
+
+_NO_BANS = Unavailable("revocations are not loaded", detail="no live ban feed from identity")
 
 _from_front = msgspec.msgpack.Decoder(messages.FromFront).decode
 _from_worker = msgspec.msgpack.Decoder(messages.FromWorker).decode
@@ -91,6 +96,7 @@ class Accountd:
         self._feed_retry_at = 0.0
         self._key = PublicKey(Path(settings.public_key))
         self._numbers = 0
+        self._early: deque[tuple[Front, messages.Admit, float]] = deque()
         self._running = True
         self._watch(listener, lambda: self._accept(listener))
         self._watch(zygote, self._zygote_ended)
@@ -110,6 +116,7 @@ class Accountd:
             for key, _ in self._selector.select(FEED_RETRY_S):
                 if not _closed(key.fileobj):  # by an earlier event of this round
                     key.data()
+            self._admit_early()
             self._give_up_late()
 
     # --- fronts
@@ -148,10 +155,31 @@ class Accountd:
             self._forget(front, message)
 
     def _admit(self, front: Front, asked: messages.Admit) -> None:
+        """Decide now; or a little later, when the bans are being loaded again."""
+        if self._revocations.usable(time.monotonic()):
+            self._decide(front, asked)
+        elif len(self._early) < MAX_EARLY:
+            self._early.append((front, asked, time.monotonic() + BANS_S))
+        else:
+            self._refuse(front, asked.call, _NO_BANS)
+
+    def _admit_early(self) -> None:
+        """Those who came before the bans: decide when these are loaded, refuse when that takes too long."""
+        now = time.monotonic()
+        usable = self._revocations.usable(now)
+        while self._early and (usable or self._early[0][2] < now):
+            front, asked, _ = self._early.popleft()
+            if front not in self._fronts:
+                continue
+            if usable:
+                self._decide(front, asked)
+            else:
+                self._refuse(front, asked.call, _NO_BANS)
+                _audit(None, front.uid, asked.kind, _NO_BANS)
+
+    def _decide(self, front: Front, asked: messages.Admit) -> None:
         grant: Grant | None = None
         try:
-            if not self._revocations.usable(time.monotonic()):
-                raise Unavailable("revocations are not loaded", detail="no live ban feed from identity")
             grant = admitted(
                 asked.grant,
                 peer=front.uid,

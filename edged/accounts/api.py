@@ -138,7 +138,8 @@ class BatchVerb(msgspec.Struct, frozen=True, tag=True):
 
     Subclasses are found by the entry point group ``edged.batch`` (see services/jobs/batch). Only
     typed fields travel; ``perform`` runs in the account's batch worker and builds argv there. A verb
-    with a field ``job`` is done only under that job's grant.
+    with a field ``job`` is done only under that job's grant. Import at the top of your module: the
+    account may be unable to read the installation, and only what is imported before it is there.
     """
 
     action: ClassVar[Action]  # what the grant must cover

@@ -105,7 +105,7 @@ def _drop_held_sets() -> None:
 
 
 def _status() -> dict[str, str]:
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 

@@ -205,7 +205,7 @@ def keep(settings: Settings, lifeline: int, ready: int | None) -> None:
 
 def serve(settings: Settings, lifeline: int, ready: int | None) -> None:
     """Be accountd: first the zygote, with nothing open; then the broker. Returns when told to stop."""
-    from edged.accounts import packets, zygote
+    from edged.accounts import packets
 
     ours, theirs = packets.pair()
     if os.fork() == 0:
@@ -213,6 +213,8 @@ def serve(settings: Settings, lifeline: int, ready: int | None) -> None:
         os.close(lifeline)
         if ready is not None:
             os.close(ready)
+        from edged.accounts import zygote  # only here: the broker has none of the workers' code
+
         zygote.run(theirs, own=settings.own_account is not None)
         os._exit(0)
     theirs.close()

@@ -13,16 +13,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
 from edged.accounts import messages, packets
-from edged.accounts.api import BatchVerb
 from edged.accounts.faults import of_os, to_wire
-from edged.accounts.messages import Carries, Request, Start, WorkerKind, encode
+from edged.accounts.messages import Carries, Request, Start, encode
 from edged.accounts.packets import BrokenPeer
 from edged.errors import Denied, EdgeError, Unavailable
 from edged.identity.grants import Ban, Grant
@@ -226,16 +225,6 @@ class Worker:
                     self._ready.unregister(channel.sock.fileno())
                     channel.sock.shutdown(socket.SHUT_RDWR)
         channel.grants.clear()
-
-
-def run(start: Start, control: socket.socket, verbs: Mapping[str, type[BatchVerb]]) -> None:
-    """Be the worker that ``start`` describes, until it ends."""
-    from edged.accounts import batch, files
-
-    calls: Calls = (
-        files.FileCalls(start) if start.kind is WorkerKind.FILES else batch.BatchCalls(start, verbs)
-    )
-    Worker(start, control, calls).serve()
 
 
 def _failed(call: int, error: EdgeError) -> bytes:

@@ -10,25 +10,32 @@ import gc
 import os
 import signal
 import socket
+from collections.abc import Mapping
+from typing import NoReturn
 
 import msgspec
 
 from edged.accounts import packets, privileges
-from edged.accounts.messages import Start
+from edged.accounts.api import BatchVerb
+from edged.accounts.batch import BatchCalls, load_verbs
+from edged.accounts.files import FileCalls
+from edged.accounts.messages import Start, WorkerKind
 from edged.accounts.privileges import Account
+from edged.accounts.worker import Calls, Worker
+from edged.logs import get_logger
+
+log = get_logger("edged.zygote")
 
 _decode = msgspec.msgpack.Decoder(Start).decode
 
 
 def run(sock: socket.socket, *, own: bool) -> None:
     """Fork a worker for each Start, until accountd is gone. ``own``: self mode, become nobody."""
-    from edged.accounts import batch, worker  # imported here, once, for all workers
-
     privileges.name_process("edged-zygote")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C goes to the whole terminal; accountd decides
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-    verbs = batch.load_verbs()
+    verbs = load_verbs()
     receiver = packets.Receiver()
     gc.freeze()  # a collection in a worker would copy all our pages
     while (received := receiver.receive(sock)) is not None:
@@ -38,11 +45,25 @@ def run(sock: socket.socket, *, own: bool) -> None:
         start = _decode(data)
         if os.fork() == 0:
             sock.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _become(start, own=own)
-            worker.run(start, socket.socket(fileno=control), verbs)
-            os._exit(0)
+            _be_worker(start, socket.socket(fileno=control), verbs, own=own)
         os.close(control)
+
+
+def _be_worker(
+    start: Start, control: socket.socket, verbs: Mapping[str, type[BatchVerb]], *, own: bool
+) -> NoReturn:
+    """From here on the account may be unable to read our own code: all of it is imported already."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _become(start, own=own)
+        calls: Calls = FileCalls(start) if start.kind is WorkerKind.FILES else BatchCalls(start, verbs)
+        Worker(start, control, calls).serve()
+        status = 0
+    except Exception:
+        log.exception("worker failed", extra={"account": start.account, "kind": start.kind.value})
+    finally:
+        os._exit(status)
 
 
 def _become(start: Start, *, own: bool) -> None:

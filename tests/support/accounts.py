@@ -94,16 +94,13 @@ class AccountStack:
         """Everything up, the client connected and the bans loaded."""
         self.publish_key()
         self.config.runtime.run.mkdir(parents=True, exist_ok=True)
-        self.accountd = start.start_accountd(self.config)
-        try:
-            async with (
-                self.feed.running(self.config.runtime.run / feed.SOCKET),
-                asyncio.TaskGroup() as tasks,
-                self.client.running(tasks),
-            ):
-                yield self
-        finally:
-            self.accountd.stop()
+        async with self.feed.running(self.config.runtime.run / feed.SOCKET):
+            self.accountd = await asyncio.to_thread(start.start_accountd, self.config)
+            try:
+                async with asyncio.TaskGroup() as tasks, self.client.running(tasks):
+                    yield self
+            finally:
+                await asyncio.to_thread(self.accountd.stop)
 
     def publish_key(self) -> None:
         file = self.config.runtime.state / PUBLIC_KEY
