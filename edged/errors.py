@@ -37,6 +37,12 @@ class TooLarge(BadRequest):
     code = "too-large"
 
 
+class RangeNotSatisfiable(BadRequest):
+    """The range begins past the end of the file (RFC 9110 §15.5.17)."""
+
+    code = "range"
+
+
 class Unauthenticated(EdgeError):
     """No token, or one that proves nothing: the caller may try again with another."""
 
@@ -78,7 +84,9 @@ class Busy(EdgeError):
 
     code = "busy"
 
-    def __init__(self, message: str, *, retry_after_s: float = 5.0, detail: str = "", **values: object) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float = 5.0, detail: str = "", **values: object
+    ) -> None:
         super().__init__(message, detail=detail, **values)
         self.retry_after_s = retry_after_s
 

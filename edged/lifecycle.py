@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from edged import systemd
 from edged.logs import get_logger
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from edged.config import Config
 
 log = get_logger("edged.lifecycle")
+
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -48,6 +51,40 @@ class Reporting(Protocol):
     def not_ready(self) -> str | None:
         """None when ready, else why not, in words an operator can act on."""
         ...
+
+
+@runtime_checkable
+class Listening(Protocol):
+    """A service with listeners; known once it runs."""
+
+    name: str
+    addresses: list[str]
+
+
+class Background:
+    """A service's own background tasks: cancelled when its context is left, fatal when one fails."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run ``work`` until it ends or the context is left."""
+        task = self._group.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def __aenter__(self) -> Background:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._running:
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
 
 
 @dataclass(slots=True)

@@ -54,9 +54,7 @@ class TextFormatter(logging.Formatter):
     """For a person at a terminal; control characters are escaped so that no value moves the cursor."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(
-            f"{key}={value!r}" for key, value in vars(record).items() if key not in _STANDARD
-        )
+        fields = " ".join(f"{key}={value!r}" for key, value in vars(record).items() if key not in _STANDARD)
         moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         line = f"{moment} {record.levelname.lower():7} {record.name}: {record.getMessage()!r:.2000} {fields}"
         if record.exc_info and record.exc_info[0] is not None:

@@ -29,7 +29,9 @@ def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
     return Gauge(f"edged_{name}", text, labels, registry=REGISTRY)
 
 
-def histogram(name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_S) -> Histogram:
+def histogram(
+    name: str, text: str, labels: Sequence[str] = (), buckets: Sequence[float] = LATENCY_S
+) -> Histogram:
     """A distribution; seconds unless the name says otherwise."""
     return Histogram(f"edged_{name}", text, labels, registry=REGISTRY, buckets=buckets)
 

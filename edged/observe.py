@@ -38,7 +38,12 @@ class Observer:
         self._health = health
         self._others = others
         self.server = HttpServer(
-            self.name, Front(listen=(listen,), tls=False), self._answer, tls=None, inherited=inherited, stop_deadline_s=1.0
+            self.name,
+            Front(listen=(listen,), tls=False),
+            self._answer,
+            tls=None,
+            inherited=inherited,
+            stop_deadline_s=1.0,
         )
 
     @asynccontextmanager

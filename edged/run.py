@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from edged import config as configuration
@@ -18,7 +19,7 @@ from edged import lifecycle, logs, services, systemd, workers
 from edged.accounts.start import Privileged, start_privileged
 from edged.config import Config
 from edged.config.site import Front
-from edged.errors import ConfigError, EdgeError
+from edged.errors import ConfigError
 from edged.lifecycle import Health, Service
 from edged.observe import Observer
 
@@ -33,19 +34,20 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
     logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
-    helpers = start_privileged(config) if not only else Privileged()
+    beside = start_privileged(config) if not only else Privileged()
+    status = 0
     try:
         uvloop.run(serve(config, config_file, only, inherited=inherited, worker=index, on_ready=on_ready))
     except* ConfigError as group:
+        status = 2
         for problem in _problems(group):
             print(f"edged: {problem}", file=sys.stderr)  # noqa: T201 - for the person at the terminal
-        return 2
-    except* EdgeError as group:
-        log.error("stopped by an error", exc_info=group)
-        return 1
+    except* Exception as group:  # a part died: say which, and let the service manager start us again
+        status = 1
+        log.exception("stopped by an error", exc_info=group)
     finally:
-        helpers.stop()
-    return 0
+        beside.stop()
+    return status
 
 
 def _problems(group: BaseExceptionGroup[ConfigError]) -> list[str]:
@@ -70,12 +72,29 @@ async def serve(
     observer = Observer(
         _observe_address(config, only, worker), health, others=[group.pages for group in groups]
     )
+
+    def ready() -> None:
+        if worker is None:
+            _tell_addresses(config, [*parts, observer.server])
+        if on_ready is not None:
+            on_ready()
+
     await lifecycle.run(
         [*parts, observer],
         health=health,
         load_config=lambda: configuration.load(config_file),
-        on_ready=on_ready,
+        on_ready=ready,
     )
+
+
+def _tell_addresses(config: Config, parts: Sequence[Service]) -> None:
+    """Write where each listener is to ``run/listening.json``: port 0 in a configuration means any."""
+    found = {part.name: part.addresses for part in parts if isinstance(part, lifecycle.Listening)}
+    target = config.runtime.run / "listening.json"
+    before = msgspec.json.decode(target.read_bytes()) if target.exists() else {}
+    partial = target.with_suffix(".new")
+    partial.write_bytes(msgspec.json.encode({**before, **found}))
+    partial.replace(target)
 
 
 def _parts(
@@ -88,7 +107,9 @@ def _parts(
         return services.build(config, context, only), []
     shared = [name for name in names if _front(config, name).workers > 1]
     groups = [
-        workers.WorkerGroup(name, _front(config, name), config.runtime, config_file, inherited=inherited.get(name))
+        workers.WorkerGroup(
+            name, _front(config, name), config.runtime, config_file, inherited=inherited.get(name)
+        )
         for name in shared
     ]
     here = tuple(name for name in names if name not in shared)

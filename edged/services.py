@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from edged.config import Config
 from edged.errors import ConfigError
 from edged.lifecycle import Service
+from edged.state import Store
 
 # Who is asked first is started first: identity before those who need verdicts.
 ORDER = ("identity", "signer", "issuers", "identity-api", "jobs", "storage", "cache", "egress", "portal")
@@ -55,3 +56,9 @@ def build(config: Config, context: Context, only: tuple[str, ...] = ()) -> list[
         if not only or name in only
         for service in make(config, context)
     ]
+
+
+def stores(config: Config) -> list[Store]:
+    """The databases of the configured services (entry point group ``edged.stores``)."""
+    found = [point.load()(config) for point in entry_points(group="edged.stores")]
+    return [store for store in found if store is not None]

@@ -125,7 +125,7 @@ class WorkerGroup:
     async def _until_listening(self) -> None:
         async with asyncio.timeout(30):
             for index in range(self._front.workers):
-                while await self._ask(index, "/healthz") is None:
+                while await self._ask(index, "/healthz") is None:  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
 
     async def pages(self) -> list[bytes]:

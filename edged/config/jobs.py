@@ -80,6 +80,7 @@ class Jobs(Front):
     inputs_s: Seconds = Field(default=86400.0, description="How long uploads of inputs are awaited")
     max_jobs: Count = Field(default=100000, description="Jobs not yet cleaned")
     max_body: ByteSize = Field(default=8 << 20)
+    max_input: ByteSize = Field(default=100 << 30, description="Largest input file of a job")
     bulk: Count = Field(default=1000, description="Jobs in one call")
     submit_parallel: Count = Field(default=4, description="Batch clients at once per account")
     proxy_environment: dict[str, str] = Field(default={}, description="Set in every job, e.g. OSG_SQUID_LOCATION")

@@ -20,7 +20,8 @@ from edged.errors import (
     Unauthenticated,
     Unsupported,
 )
-from edged.http.operations import Admin, Call, Operation, Public, Reply, Requires
+from edged.http import openapi
+from edged.http.operations import PUBLIC, Admin, Call, Operation, Public, Reply, Requires
 from edged.identity.client import Verdicts
 from edged.identity.words import Verdict
 from edged.logs import audit
@@ -44,8 +45,25 @@ class Api:
         self._exact: dict[str, dict[str, Operation]] = {}
         self._templates: list[tuple[tuple[str, ...], dict[str, Operation]]] = []
         self._decoders: dict[int, msgspec.json.Decoder[Any]] = {}
-        for operation in self.operations:
+        for operation in (*self.operations, *self._about()):
             self._add(operation)
+
+    def _about(self) -> tuple[Operation, ...]:
+        """The document and the page that describe the table."""
+        # fmt: off
+        return (
+            Operation(method="GET", path="/openapi.json", access=PUBLIC, run=self._document,
+                      summary="This API as OpenAPI 3.1", returns=dict[str, Any]),
+            Operation(method="GET", path="/", access=PUBLIC, run=self._page,
+                      summary="This API for people", returns=bytes, media="text/html"),
+        )
+        # fmt: on
+
+    async def _document(self, _call: Call) -> dict[str, Any]:
+        return openapi.document(self.title, self.operations)
+
+    async def _page(self, _call: Call) -> bytes:
+        return openapi.page(self.title, self.operations)
 
     def _add(self, operation: Operation) -> None:
         if operation.takes not in (None, bytes):

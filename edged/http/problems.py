@@ -24,6 +24,7 @@ STATUS: Mapping[type[errors.EdgeError], int] = {
     errors.PreconditionFailed: 412,
     errors.Busy: 429,
     errors.NoSpace: 507,
+    errors.RangeNotSatisfiable: 416,
     errors.Unavailable: 503,
     errors.UnknownOutcome: 503,
     errors.UpstreamTimeout: 504,

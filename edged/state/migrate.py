@@ -36,6 +36,12 @@ def current(connection: sa.Connection) -> int:
     return connection.scalar(sa.select(sa.func.max(VERSIONS.c.version))) or 0
 
 
+def is_empty(engine: sa.Engine) -> bool:
+    """Whether no schema was ever set up in this database."""
+    with engine.connect() as connection:
+        return current(connection) == 0
+
+
 def migrate(engine: sa.Engine, migrations: tuple[Migration, ...]) -> list[int]:
     """Apply what is missing; returns the versions applied. Raises ConfigError for a newer schema."""
     applied: list[int] = []

@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from edged import metrics
 from edged.errors import ConfigError, EdgeError, NoSpace, Unavailable
 from edged.logs import get_logger
-from edged.state.migrate import Migration, check_version, migrate
+from edged.state.migrate import Migration, check_version, is_empty, migrate
 
 log = get_logger("edged.state")
 
@@ -86,7 +86,7 @@ class Store:
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
         try:
-            await asyncio.to_thread(check_version, self.engine, self.migrations)
+            await asyncio.to_thread(self._open)
         except DBAPIError as error:
             raise ConfigError([f"{self.name} database: {error.orig}"]) from error
         writer = threading.Thread(target=self._write_forever, name=f"state-{self.name}", daemon=True)
@@ -97,6 +97,12 @@ class Store:
             self._waiting.put(None)
             await asyncio.to_thread(writer.join, 30.0)
             await asyncio.to_thread(self.engine.dispose)
+
+    def _open(self) -> None:
+        """An empty database is set up; one with content is only ever migrated on purpose."""
+        if is_empty(self.engine):
+            migrate(self.engine, self.migrations)
+        check_version(self.engine, self.migrations)
 
     async def write(self, work: Work[Result]) -> Result:
         """Run ``work(connection)`` in a group and return its result once it is durable.

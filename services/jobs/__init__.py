@@ -1,0 +1,1 @@
+"""The job engine, its batch systems and its doors."""

@@ -1,0 +1,1 @@
+"""Doors: broker-facing protocols onto the one job engine. They translate, they never decide."""

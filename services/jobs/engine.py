@@ -1,0 +1,382 @@
+"""The job engine: what doors call. Accept, look, wait, cancel, clean; policy and states are in here.
+
+A job is in the journal before it is acknowledged. Doors translate protocols and nothing else: the
+same job through any of them has the same fate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+
+import msgspec
+from sqlalchemy.exc import IntegrityError
+
+from edged.config import Config
+from edged.errors import BadRequest, Busy, Conflict, Denied, EdgeError, NotFound, Unavailable
+from edged.identity.client import Verdicts
+from edged.identity.words import AccountName, JobId, Principal, Verdict
+from edged.lifecycle import Background
+from edged.logs import audit, get_logger
+from edged.state import Store
+from services.jobs import journal, policy
+from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
+from services.jobs.follower import Follower, Look
+from services.jobs.model import IN_BATCH, Description, Job, State, Step
+from services.jobs.pipeline import Pipeline
+from services.jobs.registry import Registry
+from services.jobs.sessions import Sessions
+
+log = get_logger("edged.jobs")
+
+HOUSEKEEPING_S = 60.0
+DRAINED = "drained"  # setting: comma-separated queue names, or *
+
+Files = Mapping[str, tuple[bytes, int]]
+_canonical = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Engine:
+    """The one job engine of a site."""
+
+    name = "jobs"
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        identity: Verdicts,
+        *,
+        sessions: Sessions,
+        batches: Mapping[str, BatchSystem],
+        files_of: Callable[[Job, Description, Submission], Awaitable[Files]],
+    ) -> None:
+        if config.jobs is None:
+            raise RuntimeError("no [jobs] section")
+        self.config = config.jobs
+        self.registry = Registry(store, self.config.limits_by, self.config.max_jobs)
+        self.sessions = sessions
+        self.batches = batches
+        self.drained: frozenset[str] = frozenset()
+        self._site = config
+        self._store = store
+        self._identity = identity
+        self._files_of = files_of
+        self._pipeline = Pipeline(
+            self.registry, self.config, batch_of=lambda job: self.batches[job.batch], prepare=self._prepare
+        )
+        self._followers = {
+            name: Follower(
+                self.registry,
+                batch,
+                self.config,
+                looks=partial(self._looks, name),
+                on_change=self._changed,
+            )
+            for name, batch in batches.items()
+        }
+        self._tasks: Background | None = None
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._store.running(tasks))
+            self.registry.restore(await self._store.read(journal.load))
+            drained = await self._store.read(lambda c: journal.setting(c, DRAINED))
+            self.drained = frozenset(filter(None, (drained or "").split(",")))
+            work = await stack.enter_async_context(Background())
+            self._tasks = work
+            self.registry.listen(self._listener)
+            self._identity.on_ban(self.banned)
+            self._pipeline.start(work)
+            for follower in self._followers.values():
+                work.create_task(follower.run(work))
+            work.create_task(self._keep_house())
+            yield
+
+    def not_ready(self) -> str | None:
+        """The journal's, identity's or a batch system's trouble."""
+        if (trouble := self._store.not_ready()) is not None:
+            return trouble
+        if (trouble := self._identity.not_ready()) is not None:
+            return trouble
+        troubles = [f"{name}: {f.trouble}" for name, f in self._followers.items() if f.trouble]
+        return "; ".join(troubles) or None
+
+    async def _keep_house(self) -> None:
+        """Clean what has been kept long enough; give up on inputs that never came."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            now = time.time()
+            for job in self.registry:
+                if job.state.final and (job.ended_at or now) + job.keep_s < now:
+                    await self._clean_quietly(job)
+                elif job.missing and job.created_at + self.config.inputs_s < now:
+                    self._pipeline.push(job)
+
+    async def _clean_quietly(self, job: Job) -> None:
+        try:
+            await self._clean(job)
+        except EdgeError as error:
+            log.warning("expired job not cleaned", extra={"job": job.id, "reason": str(error)})
+
+    # -- accepting ----------------------------------------------------------------------------------
+
+    async def accept(self, verdict: Verdict, descriptions: Sequence[Description]) -> list[Job | EdgeError]:
+        """Take jobs on: each answer is the job, now durable, or the error that kept it out.
+
+        An array gives its elements one after another. Raises Busy and Unavailable for the call as a
+        whole; nothing is accepted then.
+        """
+        if self.drained & {"*"}:
+            raise Unavailable("the site is draining: no new jobs for now")
+        outcomes: list[Job | EdgeError] = []
+        fresh: list[tuple[Job, Description]] = []
+        for description in descriptions:
+            try:
+                for job, own in self._draft(verdict, description):
+                    known = self._known(job, fresh)
+                    if known is None:
+                        fresh.append((job, own))
+                    outcomes.append(known or job)
+            except EdgeError as error:
+                outcomes.append(error)
+        if fresh:
+            await self._take(verdict, fresh)
+        return outcomes
+
+    def _known(self, job: Job, fresh: Sequence[tuple[Job, Description]]) -> Job | None:
+        """The job this one repeats. Raises Conflict when the key was used for something else."""
+        key = journal.owner_key(job)
+        if key is None:
+            return None
+        before = self.registry.by_key(key) or next((j for j, _ in fresh if journal.owner_key(j) == key), None)
+        if before is not None and before.digest != job.digest:
+            raise Conflict("this key was used for another description", job=before.id)
+        return before
+
+    async def _take(self, verdict: Verdict, fresh: Sequence[tuple[Job, Description]]) -> None:
+        caller = policy.Caller(verdict.vo, verdict.account, verdict.job_class)
+        self.registry.load.admit(caller, len(fresh), len(self.registry), time.time())
+        rows = [(job, own, await self._identity.job_grant(verdict, job.id)) for job, own in fresh]
+        try:
+            await self._store.write(journal.insert(rows))
+        except IntegrityError:  # the same key came in twice at once: the other one is being accepted
+            raise Busy("the same job is being accepted at this moment", retry_after_s=1) from None
+        for job, _, grant in rows:
+            audit(
+                "job accepted",
+                who=job.owner.for_log(),
+                account=job.account,
+                allowed=True,
+                reason="",
+                job=job.id,
+                queue=job.queue,
+            )
+            self.registry.add(job, grant)
+            self._pipeline.push(job)
+
+    def _draft(self, verdict: Verdict, description: Description) -> list[tuple[Job, Description]]:
+        """The job, or the elements of an array. Raises BadRequest, NotFound, Denied, Unavailable."""
+        policy.check_description(description, self.config)
+        caller = policy.Caller(verdict.vo, verdict.account, verdict.job_class)
+        rule = policy.rule_of(self._site.mappings, verdict.account, verdict.job_class)
+        queue = policy.choose_queue(
+            self.config.queues, description, caller, (rule.queue or "") if rule else ""
+        )
+        if queue.name in self.drained:
+            raise Unavailable(f"queue {queue.name} is draining")
+        for after in description.after:
+            self.registry.of(verdict, after.job)
+        if description.array is None:
+            return [(self._job(verdict, description, queue.name), description)]
+        family = new_id()
+        return [
+            self._element(verdict, description, queue.name, family, index)
+            for index in range(description.array.count)
+        ]
+
+    def _element(
+        self, verdict: Verdict, description: Description, queue: str, family: str, index: int
+    ) -> tuple[Job, Description]:
+        job = self._job(verdict, description, queue)
+        job.array, job.array_index = family, index
+        job.at_once = description.array.at_once if description.array else 0
+        if description.key:
+            job.key = f"{description.key}[{index}]"
+        return job, msgspec.structs.replace(description, array=None)
+
+    def _job(self, verdict: Verdict, description: Description, queue: str) -> Job:
+        now = time.time()
+        settings = next(q for q in self.config.queues if q.name == queue)
+        return Job(
+            id=JobId(new_id()),
+            owner=verdict.principal,
+            account=verdict.account,
+            vo=verdict.vo,
+            job_class=verdict.job_class,
+            queue=queue,
+            batch=settings.batch or self.config.batch,
+            name=description.name,
+            key=description.key,
+            digest=hashlib.sha256(_canonical(description)).hexdigest()[:32],
+            created_at=now,
+            changed_at=now,
+            resources=description.resources,
+            stdout=description.stdout,
+            stderr=description.stdout if description.join else description.stderr,
+            after=description.after,
+            missing=description.inputs,
+            keep_s=description.keep_s or self.config.keep_s,
+            history=[Step(now, State.ACCEPTED)],
+        )
+
+    async def _prepare(self, job: Job) -> Submission:
+        """Session directory and control files; harmless to repeat after a crash."""
+        description = await self._store.read(lambda c: journal.description(c, job.id))
+        if description is None:
+            raise NotFound("the job's description is gone")
+        queue = next((q for q in self.config.queues if q.name == job.queue), None)
+        if queue is None:
+            raise Denied(f"queue {job.queue} is no longer configured")
+        rule = policy.rule_of(self._site.mappings, job.account, job.job_class)
+        submission = policy.submission(job, queue, rule)
+        files = await self._files_of(job, description, submission)
+        await self.sessions.create(self.registry.grant(job.id), job.id, files)
+        return submission
+
+    # -- changes ------------------------------------------------------------------------------------
+
+    def _listener(self, job: Job, before: State | None) -> None:
+        if job.state.final and before is not None and not before.final:
+            self._ended(job)
+
+    def _ended(self, job: Job) -> None:
+        log.info(
+            "job ended",
+            extra={"job": job.id, "state": job.state.value, "cause": job.cause, "exit_code": job.exit_code},
+        )
+        self._pipeline.ended(job)
+        if self._tasks is not None:
+            self._tasks.create_task(self._account(job))
+            self._tasks.create_task(self._report(job, ended=True))
+
+    def _changed(self, job: Job) -> None:
+        """The batch system told something new; nodes matter to whoever checks the job's token."""
+        if job.state is State.RUNNING and job.nodes and self._tasks is not None:
+            self._tasks.create_task(self._report(job, ended=False))
+
+    async def _report(self, job: Job, *, ended: bool) -> None:
+        try:
+            await self._identity.report_job(job.id, job.nodes, ended=ended)
+        except EdgeError as error:
+            log.warning("job not reported to identity", extra={"job": job.id, "reason": str(error)})
+
+    async def _account(self, job: Job) -> None:
+        """Write the usage of an ended job."""
+        need = job.resources
+        gpus = need.gpus.count * need.nodes if need.gpus else 0
+        kind = need.gpus.kind if need.gpus else ""
+        cpus = int(job.tres.get("cpu", "0") or 0) or need.tasks * need.cpus_per_task
+        try:
+            await self._store.write(journal.record_usage(job, cpus, gpus, kind))
+        except EdgeError as error:
+            log.error("usage not written", extra={"job": job.id, "reason": str(error)})  # noqa: TRY400
+
+    # -- what callers ask ---------------------------------------------------------------------------
+
+    async def cancel(self, job: Job, who: str = "owner") -> None:
+        """Ask for a job's end; durable when it returns. An ended job stays as it is."""
+        if job.state.final or job.cancel:
+            return
+        job.cancel = who
+        if job.state in (State.ACCEPTED, State.PREPARING):
+            await self.registry.save(job)
+            self._pipeline.push(job)
+            return
+        await self.registry.save(job)
+        self._followers[job.batch].wake()
+
+    async def clean(self, job: Job) -> None:
+        """Remove an ended job and its files. Conflict while it is not ended."""
+        if not job.state.final:
+            raise Conflict(f"the job is {job.state.value}; cancel it first")
+        await self._clean(job)
+
+    async def _clean(self, job: Job) -> None:
+        await self.sessions.remove(self.registry.grant(job.id), job.id)
+        await self.registry.forget(job)
+
+    async def put_input(self, job: Job, name: str, content: AsyncIterator[bytes]) -> None:
+        """Receive an input the job waits for."""
+        if job.state is not State.ACCEPTED:
+            raise Conflict(f"inputs are taken while the job is ACCEPTED, it is {job.state.value}")
+        await self.sessions.put(self.registry.grant(job.id), job.id, name, content, self.config.max_input)
+        if name in job.missing:
+            job.missing = tuple(other for other in job.missing if other != name)
+            await self.registry.save(job)
+            self._pipeline.push(job)
+
+    async def wait(self, job: Job, seen: float, timeout_s: float) -> Job:
+        """Return when the job has changed after ``seen`` (its ``changed_at``), or at the timeout."""
+        with self.registry.watch(job.account) as changes:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while job.changed_at <= seen and not job.state.final:
+                        await changes.get()
+            except TimeoutError:
+                pass
+        return job
+
+    def banned(self, covers: Callable[[Principal], bool], keep_jobs: bool) -> None:
+        """A ban came: its jobs end, unless it says to keep them."""
+        if keep_jobs or self._tasks is None:
+            return
+        for job in self.registry:
+            if not job.state.final and covers(job.owner):
+                self._tasks.create_task(self._cancel_banned(job))
+
+    async def _cancel_banned(self, job: Job) -> None:
+        try:
+            await self.cancel(job, "ban")
+        except EdgeError as error:
+            log.error("banned job not cancelled", extra={"job": job.id, "reason": str(error)})  # noqa: TRY400
+
+    async def drain(self, queues: Sequence[str]) -> None:
+        """Refuse new jobs in these queues (``*``: all); running ones finish. Empty: open all again."""
+        unknown = set(queues) - {"*"} - {queue.name for queue in self.config.queues}
+        if unknown:
+            raise BadRequest(f"no queue named {min(unknown)!r}")
+        await self._store.write(journal.put_setting(DRAINED, ",".join(sorted(queues))))
+        self.drained = frozenset(queues)
+
+    async def sites(self, account: AccountName) -> dict[str, SiteState]:
+        """What each batch system says of itself, as the account sees it."""
+        states: dict[str, SiteState] = {}
+        for name, batch in self.batches.items():
+            states[name] = await batch.site(await self._identity.standing_grant(account))
+        return states
+
+    async def _looks(self, batch: str) -> list[Look]:
+        """One sweep by the poll account, or one per account with jobs there."""
+        poll = self._site.accounts.poll_account
+        if poll is not None:
+            return [Look(await self._identity.standing_grant(AccountName(poll)))]
+        accounts = sorted({j.account for j in self.registry if j.batch == batch and j.state in IN_BATCH})
+        return [Look(await self._identity.standing_grant(account), (account,)) for account in accounts]
+
+
+def new_id() -> str:
+    """26 characters, sortable by time: 48 bits of milliseconds and 80 random bits, base 32 (Crockford)."""
+    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

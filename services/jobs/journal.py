@@ -1,0 +1,201 @@
+"""The journal: every job on disk before it is acknowledged, and each step before its effect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edged.config import Config
+from edged.identity.words import JobId
+from edged.state import Store
+from edged.state.migrate import Migration
+from services.jobs.model import Description, Job
+
+META = sa.MetaData()
+
+JOBS = sa.Table(
+    "jobs",
+    META,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("vo", sa.String(64), nullable=False),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(12), nullable=False, index=True),
+    sa.Column("owner_key", sa.String(400), unique=True),  # issuer, subject and idempotency key; NULL without
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float, index=True),
+    sa.Column("description", sa.LargeBinary, nullable=False),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+    sa.Column("grant", sa.LargeBinary, nullable=False),
+)
+
+USAGE = sa.Table(
+    "usage",
+    META,
+    sa.Column("job", sa.String(32), primary_key=True),
+    sa.Column("day", sa.String(10), nullable=False, index=True),  # UTC day of its end
+    sa.Column("vo", sa.String(64), nullable=False),
+    sa.Column("account", sa.String(32), nullable=False),
+    sa.Column("job_class", sa.String(16), nullable=False),
+    sa.Column("queue", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("gpu_kind", sa.String(64), nullable=False),
+    sa.Column("cpus", sa.Integer, nullable=False),
+    sa.Column("gpus", sa.Integer, nullable=False),
+    sa.Column("wall_s", sa.Float, nullable=False),
+    sa.Column("cpu_s", sa.Float),  # used; NULL: not measured
+    sa.Column("ended_at", sa.Float, nullable=False),
+)
+
+SETTINGS = sa.Table(
+    "settings",
+    META,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+MIGRATIONS = (Migration(1, "jobs, usage, settings", META.create_all),)
+
+
+def open_store(config: Config) -> Store:
+    """The jobs database: PostgreSQL when the site has one, else a SQLite file."""
+    if config.runtime.database:
+        return Store("jobs", config.runtime.database, MIGRATIONS)
+    return Store.local("jobs", config.runtime.state / "jobs.sqlite", MIGRATIONS)
+
+
+def store(config: Config) -> Store | None:
+    """Entry point of group ``edged.stores``."""
+    return open_store(config) if config.jobs is not None else None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Job).decode
+_decode_description = msgspec.msgpack.Decoder(Description).decode
+_INSERT = JOBS.insert()
+_UPDATE = (
+    JOBS.update()
+    .where(JOBS.c.id == sa.bindparam("job"))
+    .values(state=sa.bindparam("now"), ended_at=sa.bindparam("ended"), record=sa.bindparam("what"))
+)
+
+
+def owner_key(job: Job) -> str | None:
+    """What makes a repeated submission the same job."""
+    return f"{job.owner.issuer}\n{job.owner.subject}\n{job.key}" if job.key else None
+
+
+def insert(jobs: Sequence[tuple[Job, Description, bytes]]) -> Any:
+    """Work for ``Store.write``: new jobs with their grants. IntegrityError when a key exists."""
+    rows = [
+        {
+            "id": job.id,
+            "vo": job.vo,
+            "account": job.account,
+            "state": job.state.value,
+            "owner_key": owner_key(job),
+            "created_at": job.created_at,
+            "ended_at": job.ended_at,
+            "description": _encode(description),
+            "record": _encode(job),
+            "grant": grant,
+        }
+        for job, description, grant in jobs
+    ]
+    return lambda connection: connection.execute(_INSERT, rows) and None
+
+
+def update(job: Job) -> Any:
+    """Work for ``Store.write``: the job as it is now, encoded now."""
+    row = {"job": job.id, "now": job.state.value, "ended": job.ended_at, "what": _encode(job)}
+    return lambda connection: connection.execute(_UPDATE, row) and None
+
+
+def delete(job: JobId) -> Any:
+    """Work for ``Store.write``: the job is gone; its usage stays."""
+    return lambda connection: connection.execute(JOBS.delete().where(JOBS.c.id == job)) and None
+
+
+def load(connection: sa.Connection) -> list[tuple[Job, bytes]]:
+    """All jobs with their grants, oldest first."""
+    rows = connection.execute(sa.select(JOBS.c.record, JOBS.c.grant).order_by(JOBS.c.id))
+    return [(_decode(record), grant) for record, grant in rows]
+
+
+def description(connection: sa.Connection, job: JobId) -> Description | None:
+    """What was asked for; None when the job is gone."""
+    found = connection.scalar(sa.select(JOBS.c.description).where(JOBS.c.id == job))
+    return _decode_description(found) if found is not None else None
+
+
+def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
+    """Work for ``Store.write``: what an ended job used. Writing it twice leaves one row."""
+    ended = job.ended_at or time.time()
+    row = {
+        "job": job.id,
+        "day": time.strftime("%Y-%m-%d", time.gmtime(ended)),
+        "vo": job.vo,
+        "account": job.account,
+        "job_class": job.job_class.value,
+        "queue": job.queue,
+        "state": job.state.value,
+        "gpu_kind": gpu_kind,
+        "cpus": cpus,
+        "gpus": gpus,
+        "wall_s": job.elapsed_s if job.elapsed_s is not None else _wall(job),
+        "cpu_s": job.cpu_s,
+        "ended_at": ended,
+    }
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(USAGE.delete().where(USAGE.c.job == job.id))
+        connection.execute(USAGE.insert(), row)
+
+    return work
+
+
+def _wall(job: Job) -> float:
+    if job.started_at is None or job.ended_at is None:
+        return 0.0
+    return max(0.0, job.ended_at - job.started_at)
+
+
+def usage(connection: sa.Connection, since: str, until: str, vos: Iterable[str]) -> list[dict[str, Any]]:
+    """Sums per day, VO, account, class, queue and GPU kind, for days ``since`` to ``until`` inclusive."""
+    keys = (USAGE.c.day, USAGE.c.vo, USAGE.c.account, USAGE.c.job_class, USAGE.c.queue, USAGE.c.gpu_kind)
+    query = (
+        sa.select(
+            *keys,
+            sa.func.count().label("jobs"),
+            sa.func.sum(sa.case((USAGE.c.state == "FINISHED", 1), else_=0)).label("finished"),
+            sa.func.sum(USAGE.c.wall_s).label("wall_s"),
+            sa.func.sum(USAGE.c.wall_s * USAGE.c.cpus).label("cpu_allocated_s"),
+            sa.func.sum(USAGE.c.cpu_s).label("cpu_used_s"),
+            sa.func.sum(USAGE.c.wall_s * USAGE.c.gpus).label("gpu_allocated_s"),
+        )
+        .where(USAGE.c.day.between(since, until))
+        .group_by(*keys)
+        .order_by(*keys)
+    )
+    wanted = list(vos)
+    if wanted:
+        query = query.where(USAGE.c.vo.in_(wanted))
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def setting(connection: sa.Connection, name: str) -> str | None:
+    """A stored setting, e.g. what is drained."""
+    return connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == name))
+
+
+def put_setting(name: str, value: str) -> Any:
+    """Work for ``Store.write``: remember a setting."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(SETTINGS.delete().where(SETTINGS.c.name == name))
+        connection.execute(SETTINGS.insert(), {"name": name, "value": value})
+
+    return work

@@ -1,0 +1,54 @@
+"""From a description to the control files of its session: what runs, with which environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edged.config import Config
+from edged.config.jobs import Jobs
+from services.jobs.batch.protocol import Submission
+from services.jobs.batch.script import Files, Payload, session_files
+from services.jobs.model import Description, Job
+from services.jobs.policy import software_name
+
+
+class Payloads:
+    """Makes the files of each job."""
+
+    def __init__(self, config: Config, jobs: Jobs) -> None:
+        self._site = config.site
+        self._jobs = jobs
+
+    async def files(self, job: Job, description: Description, submission: Submission) -> Files:
+        """The control files: name in the session → content and mode."""
+        payload = Payload(
+            executable=description.executable,
+            script=description.script,
+            arguments=description.arguments,
+            environment=description.environment,
+            stdin=description.stdin or "",
+            stdout=description.stdout,
+            stderr=description.stderr,
+            join=description.join,
+            mpi=submission.mpi,
+            init=self._init(description),
+            site_environment=self._environment(job),
+        )
+        return session_files(job.id, payload)
+
+    def _init(self, description: Description) -> tuple[str, ...]:
+        """The site's lines for the asked runtime environments."""
+        lines = {software_name(item.name, item.version): item.init for item in self._jobs.software}
+        return tuple(lines[name] for name in description.software if lines.get(name))
+
+    def _environment(self, job: Job) -> Mapping[str, str]:
+        """What the site tells every job."""
+        told = {
+            "EDGED_SITE": self._site.name,
+            "EDGED_VO": job.vo,
+            "EDGED_QUEUE": job.queue,
+            **self._jobs.proxy_environment,
+        }
+        if job.array_index is not None:
+            told |= {"EDGED_ARRAY_ID": job.array, "EDGED_ARRAY_INDEX": str(job.array_index)}
+        return told
