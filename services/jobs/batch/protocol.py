@@ -271,6 +271,10 @@ class BatchSystem(Protocol):
         """
         ...
 
+    async def sees_all(self, grant: bytes) -> bool:
+        """Whether one account's sweep shows the jobs of all; otherwise each account sweeps its own."""
+        ...
+
     async def sweep(self, grant: bytes, accounts: Sequence[str] = ()) -> Sweep:
         """All jobs visible to the standing ``grant``'s account; ``accounts`` narrows it to theirs."""
         ...

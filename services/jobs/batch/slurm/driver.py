@@ -75,6 +75,9 @@ class Slurm:
             grant, verb, list[BatchJob], deadline_s=3 * self._deadline_s + _ANSWER_S
         )
 
+    async def sees_all(self, grant: bytes) -> bool:
+        return not (await self._about(grant)).private_jobs
+
     async def sweep(self, grant: bytes, accounts: Sequence[str] = ()) -> Sweep:
         cluster = await self._about(grant)
         swept = await self._perform(
