@@ -120,6 +120,7 @@ class Identity(Front):
     token_bytes: ByteSize = Field(default=16384, description="Longest token looked at")
     verdict_cache: Count = Field(default=65536, description="Verdicts each front remembers")
     assertions: tuple[Assertion, ...] = ()
+    workers: Literal[1] = Field(default=1, description="There is one signer; its API needs no more either")
     service_users: dict[Word, str] = Field(
         default={},
         description="Local user each service runs as; default: edged-SERVICE. Who asks is judged by uid",
@@ -127,6 +128,11 @@ class Identity(Front):
     admins: tuple[str, ...] = Field(
         default=(), description="Groups of tokens that may ban and see everything"
     )
+
+    @property
+    def admin_groups(self) -> tuple[str, ...]:
+        """``admins`` as principals write their groups: with a leading slash."""
+        return tuple("/" + group.strip("/") for group in self.admins)
 
 
 class Accounts(Section):

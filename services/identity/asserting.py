@@ -1,4 +1,4 @@
-"""Identities that a front verified itself (X.509 proxy, pod): only accounts the configuration lists for it."""
+"""Identities that a front verified itself (X.509 proxy, pod): only the accounts configured for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def issuer_of(service: ServiceName) -> IssuerUrl:
 
 
 def assertion(
-    config: Config, rules: Rules, service: ServiceName, subject: str, account: AccountName, until: float
+    config: Config, rules: Rules, service: ServiceName, subject: str, account: AccountName, *, until: float
 ) -> Judged:
     """What ``service`` may claim for ``subject``. Raises Denied when configuration does not say so."""
     if not 0 < len(subject) <= MAX_SUBJECT or not subject.isprintable():

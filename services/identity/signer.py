@@ -259,7 +259,9 @@ class Signer:
 
     def _asserted(self, service: ServiceName, what: wire.ForAsserted) -> Verdict:
         until = self._clock() + self._config.identity.grant_s
-        judged = assertion(self._config, self._judge.rules, service, what.subject_dn, what.account, until)
+        judged = assertion(
+            self._config, self._judge.rules, service, what.subject_dn, what.account, until=until
+        )
         refuse_banned(judged.principal, self._ledger.ban_on)
         audit(
             "assertion",
