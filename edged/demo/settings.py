@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from edged.identity.testissuer import TestIssuer
+from edged.identity.testissuer import ThrowAwayIssuer
 
 AUDIENCE = "https://edge.example.org"
 SCOPES = (
@@ -24,7 +24,7 @@ class Scene:
     """Where the demo plays. ``ca_file`` signed the host certificate and the issuer's."""
 
     scratch: Path
-    issuer: TestIssuer
+    issuer: ThrowAwayIssuer
     account: str
     batch: str
     sections: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Scene:
     @property
     def ca_file(self) -> Path:
         """The throw-away CA."""
-        return self.issuer.ca_file
+        return self.issuer.ca.file
 
     def token(self, *scopes: str, **claims: object) -> str:
         """A token of the demo's issuer; without scopes, everything the demo does."""
@@ -46,7 +46,7 @@ class Scene:
 
 def settings(scene: Scene) -> str:
     """TOML. Services add their own sections by entry point group ``edged.demo_settings``."""
-    certificate, key = scene.issuer.host_certificate("localhost", "127.0.0.1")
+    host = scene.issuer.ca.host("127.0.0.1", "localhost")
     base = scene.scratch
     parts = [
         f"""
@@ -60,8 +60,8 @@ run = "{base}/run"
 stop_deadline_s = 5
 
 [tls]
-certificate = "{certificate}"
-key = "{key}"
+certificate = "{host.certificate}"
+key = "{host.key}"
 ca_file = "{scene.ca_file}"
 
 [observe]

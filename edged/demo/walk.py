@@ -23,7 +23,8 @@ from edged import config as configuration
 from edged.demo.context import Demo
 from edged.demo.settings import Scene, settings
 from edged.errors import EdgeError, Unavailable
-from edged.identity.testissuer import TestIssuer
+from edged.identity.testca import ThrowAwayCa
+from edged.identity.testissuer import ThrowAwayIssuer
 
 READY_S = 20.0
 STOP_S = 15.0
@@ -47,7 +48,7 @@ def run(*, keep: bool, batch: str) -> int:
 
 
 async def _walk(scratch: Path, *, keep: bool, batch: str) -> int:
-    async with TestIssuer(scratch / "issuer") as issuer:
+    async with ThrowAwayIssuer(ThrowAwayCa(scratch / "ca")).running() as issuer:
         scene = Scene(scratch, issuer, account=_own_account(), batch=batch)
         file = scratch / "edged.toml"
         file.write_text(settings(scene))

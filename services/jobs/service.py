@@ -42,7 +42,7 @@ def build(config: Config, context: Context) -> list[Service]:
         files_of=Payloads(config, config.jobs).files,
     )
     door = NativeDoor(config, engine)
-    api = Api("edged jobs", door.operations(), identity, admins=config.identity.admins)
+    api = Api("edged jobs", door.operations(), identity, admins=config.identity.admin_groups)
     server = HttpServer(
         NAME,
         config.jobs,
