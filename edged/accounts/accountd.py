@@ -377,7 +377,7 @@ class Accountd:
 
     def _read(self, sock: socket.socket) -> memoryview | None:
         """One packet; nobody may send descriptors to accountd."""
-        received = self._receiver.receive(sock, socket.MSG_DONTWAIT)
+        received = self._receiver.receive(sock, packets.NOW)
         if received is None:
             return None
         data, fd = received

@@ -118,7 +118,7 @@ class PacketSocket:
 
     def _read(self) -> None:
         try:
-            received = _receiver.receive(self._sock)
+            received = _receiver.receive(self._sock, packets.NOW)
             if received is None:
                 self.close()
             else:

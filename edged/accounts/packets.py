@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import array
 import ctypes
 import os
 import socket
 import stat
+import struct
 import threading
 
 MAX_PACKET = 65536
 _ANCILLARY = socket.CMSG_SPACE(4 * 4)
-_FLAGS = socket.MSG_CMSG_CLOEXEC
+# plain ints: each `|` of socket's IntFlags costs more than encoding a message
+NOW = int(socket.MSG_DONTWAIT)
+_NOSIGNAL = int(socket.MSG_NOSIGNAL)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_RIGHTS = (int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS))
+_INT = struct.Struct("i")
 _BODY_LIMIT = 32 << 20
 
 
@@ -27,10 +33,9 @@ def pair() -> tuple[socket.socket, socket.socket]:
 def send(sock: socket.socket, data: bytes, fd: int | None = None, flags: int = 0) -> None:
     """Send one packet. Raises OSError (BlockingIOError on a full non-blocking socket)."""
     if fd is None:
-        sock.send(data, flags | socket.MSG_NOSIGNAL)
+        sock.send(data, flags | _NOSIGNAL)
     else:
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (fd,)))
-        sock.sendmsg((data,), (rights,), flags | socket.MSG_NOSIGNAL)
+        sock.sendmsg((data,), ((*_RIGHTS, _INT.pack(fd)),), flags | _NOSIGNAL)
 
 
 class Receiver:
@@ -48,9 +53,9 @@ class Receiver:
             view: memoryview = self._local.view
         except AttributeError:
             view = self._local.view = memoryview(bytearray(MAX_PACKET))
-        size, ancillary, told, _ = sock.recvmsg_into((view,), _ANCILLARY, flags | _FLAGS)
+        size, ancillary, told, _ = sock.recvmsg_into((view,), _ANCILLARY, flags | _CLOEXEC)
         fds = _descriptors(ancillary) if ancillary else ()
-        if told & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+        if told & _TRUNCATED or len(fds) > 1:
             for fd in fds:
                 os.close(fd)
             raise BrokenPeer("packet too long, or more than one descriptor")
@@ -62,11 +67,11 @@ class Receiver:
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
-    found = array.array("i")
+    found: tuple[int, ...] = ()
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return tuple(found)
+        if (level, kind) == _RIGHTS:
+            found += tuple(fd for (fd,) in _INT.iter_unpack(data[: len(data) - len(data) % _INT.size]))
+    return found
 
 
 def in_memory(data: bytes) -> int:
@@ -96,6 +101,7 @@ def read_memory(fd: int) -> bytes:
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 0x1
+_facts = (ctypes.c_uint16 * 128)()  # struct statx is 256 bytes; stx_mode is the u16 at byte 28
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
 
@@ -103,9 +109,8 @@ _libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_ui
 def is_regular(fd: int) -> bool:
     """Whether ``fd`` is a regular file, told without asking a file server (statx(2) DONT_SYNC).
 
-    For the loop of a front: fstat on a network file system may wait for the server.
+    For the one loop of a front (not threads): fstat on a network file system may wait for the server.
     """
-    facts = (ctypes.c_uint16 * 128)()  # struct statx is 256 bytes; stx_mode is the u16 at byte 28
-    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE, facts) != 0:
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE, _facts) != 0:
         return False
-    return stat.S_ISREG(facts[14])
+    return stat.S_ISREG(_facts[14])

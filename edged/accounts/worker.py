@@ -1,12 +1,13 @@
 """A worker: is one account, and serves the channels that accountd gave to fronts.
 
-The main thread speaks with accountd. The other threads each take the next packet of any channel and
-answer it themselves: no hand-over between threads, so an open costs no more than the system calls
+The main thread speaks with accountd. Each channel has threads that wait in recvmsg, take one packet
+and answer it themselves: no poll and no hand-over between threads, the kernel wakes exactly one
 (tests/bench/accounts_open.py holds this).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -59,8 +60,11 @@ class Calls(Protocol):
 class Channel:
     """One front's way to this account. Handles of other channels do not exist here."""
 
+    number: int
     sock: socket.socket
     grants: dict[int, Grant] = field(default_factory=dict)
+    threads: int = 0
+    idle: int = 0
 
 
 class Worker:
@@ -71,8 +75,6 @@ class Worker:
         self._control = control
         self._calls = calls
         self._channels: dict[int, Channel] = {}
-        self._by_fd: dict[int, Channel] = {}
-        self._ready = select.epoll()
         self._receiver = packets.Receiver()
         self._lock = threading.Lock()
         self._busy = 0
@@ -80,8 +82,6 @@ class Worker:
 
     def serve(self) -> None:
         """Until accountd says End or is gone; then finishes what is running."""
-        for number in range(self._start.threads):
-            threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
         packets.send(self._control, encode(messages.Ready(os.getpid())))
         try:
             while self._obey():
@@ -121,8 +121,9 @@ class Worker:
             sock = socket.socket(fileno=fd)
             # a front that does not read may hold a thread this long, then its channel closes
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_S), 0))
-            channel = self._channels[number] = self._by_fd[fd] = Channel(sock)
-            self._ready.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+            channel = self._channels[number] = Channel(number, sock)
+            with self._lock:
+                self._add_thread(channel)
         elif (found := self._channels.get(number)) is not None:
             channel = found
         else:
@@ -144,7 +145,7 @@ class Worker:
         """Tell the fronts, let calls finish; fronts close their channels when the last is answered."""
         for channel in list(self._channels.values()):
             try:
-                packets.send(channel.sock, encode(messages.Goodbye()), flags=socket.MSG_DONTWAIT)
+                packets.send(channel.sock, encode(messages.Goodbye()), flags=packets.NOW)
             except OSError:
                 self._close(channel)
         deadline = time.monotonic() + LAST_WORDS_S
@@ -153,45 +154,45 @@ class Worker:
 
     # --- fronts
 
-    def _work(self) -> None:
-        while True:
-            for fd, _ in self._ready.poll(maxevents=1):
-                channel = self._by_fd.get(fd)
-                if channel is None:
-                    continue
-                try:
-                    self._take(channel)
-                except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
-                    if not isinstance(error, ConnectionError):
-                        log.error("channel broken", extra={"reason": str(error)})  # noqa: TRY400
-                    self._close(channel)
-                except Exception:
-                    log.exception("call failed unexpectedly")
-                    self._close(channel)
-
-    def _take(self, channel: Channel) -> None:
-        """Read one packet, let other threads have the channel, and answer."""
+    def _serve_channel(self, channel: Channel) -> None:
+        """One thread of a channel: until the front closes it, or breaks the protocol."""
         try:
-            received = self._receiver.receive(channel.sock, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._rearm(channel)
-            return
-        if received is None:
+            while self._take(channel):
+                pass
+        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+            if not isinstance(error, ConnectionError):
+                log.error("channel broken", extra={"reason": str(error)})  # noqa: TRY400
+        except Exception:
+            log.exception("call failed unexpectedly")
+        finally:
             self._close(channel)
-            return
+
+    def _take(self, channel: Channel) -> bool:
+        """Await one packet and answer it; False at the end."""
+        received = self._receiver.receive(channel.sock)
+        if received is None:
+            return False
         data, body = received
         with self._lock:
             self._busy += 1
+            channel.idle -= 1
+            if channel.idle == 0 and channel.threads < self._start.threads:
+                self._add_thread(channel)
         try:
-            request = self._calls.decode(data)
-            self._rearm(channel)
-            self._reply(channel, request, body)
+            self._reply(channel, self._calls.decode(data), body)
         finally:
             if body is not None:
                 os.close(body)
             self._last_use = time.monotonic()
             with self._lock:
                 self._busy -= 1
+                channel.idle += 1
+        return True
+
+    def _add_thread(self, channel: Channel) -> None:
+        channel.threads += 1
+        channel.idle += 1
+        threading.Thread(target=self._serve_channel, args=(channel,), daemon=True).start()
 
     def _reply(self, channel: Channel, request: Request, body: int | None) -> None:
         grant = channel.grants.get(request.handle)
@@ -209,20 +210,12 @@ class Worker:
         else:
             _send_answer(channel.sock, request.call, answer)
 
-    def _rearm(self, channel: Channel) -> None:
-        try:
-            self._ready.modify(channel.sock.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
-        except (OSError, ValueError):
-            return  # another thread closed it
-
     def _close(self, channel: Channel) -> None:
-        """Take the channel out. Its socket closes when the last thread that answers on it lets go."""
+        """Take the channel out and wake its other threads. The socket closes with the last of them."""
         with self._lock:
-            for number, found in list(self._channels.items()):
-                if found is channel:
-                    del self._channels[number]
-                    self._by_fd.pop(channel.sock.fileno(), None)
-                    self._ready.unregister(channel.sock.fileno())
+            if self._channels.get(channel.number) is channel:
+                del self._channels[channel.number]
+                with contextlib.suppress(OSError):
                     channel.sock.shutdown(socket.SHUT_RDWR)
         channel.grants.clear()
 
