@@ -29,7 +29,7 @@ STATE = ".local"  # beside the session directories; no job id begins with a dot
 SWEPT_S = 300.0  # ended jobs stay in the sweep this long
 REMEMBERED_S = 30 * 86400.0
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_SLOTS = max(4, os.cpu_count() or 1)
+SLOTS = max(4, os.cpu_count() or 1)
 
 
 def state_directory(where: Workplace) -> Path:
@@ -97,7 +97,7 @@ class Start(BatchVerb, frozen=True, kw_only=True):
             walltime_s=asked.walltime_s,
             cpus=asked.tasks * asked.cpus_per_task,
             memory=asked.memory_per_node,
-            slots=_SLOTS,
+            slots=SLOTS,
             after=tuple((after.ref.name.removeprefix(NAME_PREFIX), after.ok) for after in asked.after),
         )
 
