@@ -246,6 +246,7 @@ class Accountd:
             locks=local.make_directory(self._settings.locks, account),
             threads=self._settings.file_threads if kind is WorkerKind.FILES else self._settings.batch_threads,
             idle_s=self._settings.idle_s,
+            environment=self._settings.environment,
         )
         ours, theirs = packets.pair()
         try:

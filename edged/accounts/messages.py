@@ -100,6 +100,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     sessions: str
     locks: str
     threads: int
+    environment: dict[str, str] = {}
     idle_s: float
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PUBLIC_KEY = Path("identity/grant.pub")  # below [runtime] state; written by the signer
 SERVICES = ("identity", "jobs", "storage", "cache", "egress", "portal")
 ANY_SERVICE = "*"
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class ExportFor(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_threads: int
     idle_s: float
     own_account: str | None = None
+    environment: dict[str, str] = {}  # added to that of every worker, e.g. SLURM_CONF
 
 
 def settings_of(config: Config, *, one_process: bool) -> Settings:
@@ -74,7 +76,18 @@ def settings_of(config: Config, *, one_process: bool) -> Settings:
         + 4,  # polls never wait for submissions
         idle_s=config.accounts.idle_s,
         own_account=own,
+        environment=_environment(config),
     )
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """Where the batch system's clients are and which configuration they read."""
+    if config.jobs is None:
+        return {}
+    found = {"SLURM_CONF": str(config.jobs.slurm_conf)} if config.jobs.slurm_conf else {}
+    if str(config.jobs.slurm_bin) not in PATH.split(":"):
+        found["PATH"] = f"{config.jobs.slurm_bin}:{PATH}"
+    return found
 
 
 def own_name() -> str:

@@ -21,6 +21,7 @@ from edged.accounts.batch import BatchCalls, load_verbs
 from edged.accounts.files import FileCalls
 from edged.accounts.messages import Start, WorkerKind
 from edged.accounts.privileges import Account
+from edged.accounts.settings import PATH
 from edged.accounts.worker import Calls, Worker
 from edged.logs import get_logger
 
@@ -70,7 +71,7 @@ def _become(start: Start, *, own: bool) -> None:
     os.chdir("/")
     os.umask(0o027)
     os.environ.clear()
-    os.environ.update(environment(start.account, start.home))
+    os.environ.update(environment(start.account, start.home) | start.environment)
     privileges.name_process(f"{start.kind[0]}-worker:{start.account}")
     if own:
         privileges.harden()
@@ -82,7 +83,7 @@ def _become(start: Start, *, own: bool) -> None:
 def environment(account: str, home: str) -> dict[str, str]:
     """All that a worker and its batch clients find in their environment."""
     return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "PATH": PATH,
         "HOME": home,
         "USER": account,
         "LOGNAME": account,

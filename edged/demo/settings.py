@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -90,11 +92,18 @@ listen = ["127.0.0.1:0"]
 batch = "{scene.batch}"
 sessions = "{base}/sessions"
 poll_s = 0.5
+{_slurm_conf()}
 {_queues(scene)}
 """
     ]
     parts += [point.load()(scene) for point in sorted(entry_points(group="edged.demo_settings"))]
     return "\n".join(parts)
+
+
+def _slurm_conf() -> str:
+    """The Slurm configuration this shell uses, when it is not the default one."""
+    found = os.environ.get("SLURM_CONF", "")
+    return f'slurm_conf = "{found}"' if found else ""
 
 
 def _queues(scene: Scene) -> str:
@@ -105,8 +114,6 @@ def _queues(scene: Scene) -> str:
 
 def _slurm_queues() -> str:
     """A queue for every partition this machine's sinfo tells, with its GPU kinds."""
-    import subprocess
-
     told = subprocess.run(
         ["sinfo", "--noheader", "--format=%R|%G"], capture_output=True, text=True, timeout=15, check=True
     )
