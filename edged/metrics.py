@@ -50,7 +50,7 @@ def merge(pages: Iterable[bytes]) -> bytes:
     """The pages of several workers as one: samples of the same name and labels are added up.
 
     Sums are right for counters and histograms; our gauges count things (connections, bytes held), so
-    they add up too. ``*_created`` and ``*_timestamp_seconds`` keep the largest.
+    they add up too. ``*_created``, ``*_timestamp_seconds`` and ``*_max`` keep the largest.
     """
     totals: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     heads: dict[str, tuple[str, str]] = {}
@@ -62,7 +62,7 @@ def merge(pages: Iterable[bytes]) -> bytes:
                 family_of[sample.name] = family.name
                 values = totals.setdefault(sample.name, {})
                 key = tuple(sorted(sample.labels.items()))
-                keep_largest = sample.name.endswith(("_created", "_timestamp_seconds"))
+                keep_largest = sample.name.endswith(("_created", "_timestamp_seconds", "_max"))
                 before = values.get(key, 0.0)
                 values[key] = max(before, sample.value) if keep_largest else before + sample.value
     return _render(totals, heads, family_of)

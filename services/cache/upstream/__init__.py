@@ -1,0 +1,1 @@
+"""Fetching from stratum servers and destinations: pooled connections, circuit breaking, racing."""
