@@ -63,6 +63,9 @@ class Export(Section):
         default=None, description="Account that writes dumps and reports space ([[identity.assertions]] must list it)"
     )
     size: ByteSize | None = Field(default=None, description="Space shown where the file system knows no quota")
+    create_parents: bool = Field(
+        default=True, description="PUT, MKCOL, COPY and MOVE make missing parents (Rucio needs it; RFC 4918 says 409)"
+    )
     prune: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Remove directories a DELETE leaves empty, this many levels up; 0: never"
     )
@@ -103,6 +106,7 @@ class Storage(Front):
     """The WebDAV endpoint."""
 
     exports: tuple[Export, ...] = Field(default=(), alias="export")
+    url: str = Field(default="", description="Public URL, where it differs from site.host and `listen`")
     third_party: ThirdParty = ThirdParty()
     durable: bool = Field(default=True, description="fsync file and directory before an upload is acknowledged")
     digests: tuple[Literal["md5", "sha-256", "sha-512", "crc32c"], ...] = Field(

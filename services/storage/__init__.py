@@ -1,0 +1,1 @@
+"""The WebDAV endpoint. ``service.py`` is the table of contents."""

@@ -1,0 +1,195 @@
+"""File bytes onto a connection: sendfile on plain http, 64 KiB writes under TLS, head with the first bytes.
+
+A hot path: no framework layer, no executor hop for cached pages. Benches: tests/bench/storage_get.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+
+from aiohttp import web
+
+from edged.accounts.api import Entry
+from services.storage.disk import BLOCK, WINDOW, Disk, Truncated, unchanged
+from services.storage.properties import http_date
+from services.storage.ranges import Span
+from services.storage.transfers import Transfer
+
+REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Sent:
+    """A response already on the wire: what aiohttp's protocol and our access log ask of one."""
+
+    __slots__ = ("body_length", "keep_alive", "status")
+    prepared = True
+
+    def __init__(self, status: int, length: int, *, keep_alive: bool) -> None:
+        self.status = status
+        self.body_length = length
+        self.keep_alive = keep_alive
+
+    async def prepare(self, _request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self) -> None:
+        """Nothing is left to do."""
+
+
+@dataclass(slots=True)
+class Source:
+    """An open file to send from. ``transfer`` counts the bytes, when there are many."""
+
+    fd: int
+    disk: Disk
+    entry: Entry
+    transfer: Transfer | None = None
+
+    def check(self) -> None:
+        """Raises Truncated when the file is not what the head promised: nobody gets a mixture as whole."""
+        if not unchanged(self.fd, self.entry.size, self.entry.mtime_ns):
+            raise Truncated("the file changed while it was read")
+
+
+class Connection:
+    """The connection of one request, written to directly."""
+
+    __slots__ = ("_protocol", "_request", "_tls", "_transport")
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client left")
+        self._request = request
+        self._transport = transport
+        self._protocol: Any = request.protocol
+        self._tls = transport.get_extra_info("sslcontext") is not None
+
+    def abort(self) -> None:
+        """Close without a good end: the client must see a broken answer."""
+        self._transport.abort()
+
+    def continue_(self) -> None:
+        """100 Continue; on the wire at the end of this turn of the loop."""
+        self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def head(self, status: int, headers: Iterable[tuple[str, str]], *, keep_alive: bool) -> bytes:
+        """The bytes of a response head. Values come from us or were checked for CR and LF by the parser."""
+        lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        lines.append(f"Date: {http_date(int(time.time()))}")
+        if not keep_alive:
+            lines.append("Connection: close")
+        elif self._request.version.minor == 0:
+            lines.append("Connection: keep-alive")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "replace")
+
+    def reply(self, status: int, headers: Iterable[tuple[str, str]], body: bytes = b"") -> web.StreamResponse:
+        """A whole small answer in one write."""
+        keep_alive = bool(self._request.keep_alive)
+        self._transport.write(self.head(status, headers, keep_alive=keep_alive) + body)
+        return self.sent(status, len(body))
+
+    def sent(self, status: int, length: int) -> web.StreamResponse:
+        """What aiohttp wants to hear of an answer that is already written."""
+        return cast(web.StreamResponse, Sent(status, length, keep_alive=bool(self._request.keep_alive)))
+
+    async def send(self, data: bytes) -> None:
+        """Some bytes, waiting while the peer is behind."""
+        self._transport.write(data)
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Wait until the peer has taken enough. Stalls are cut by Transfers."""
+        if self._protocol.writing_paused or self._transport.is_closing():
+            await self._protocol._drain_helper()
+
+    async def send_span(self, lead: bytes, source: Source, span: Span) -> None:
+        """``lead``, then the bytes of the span. Raises Truncated when the file changed meanwhile."""
+        fd, disk, transfer = source.fd, source.disk, source.transfer
+        at = span.start
+        first = min(BLOCK, span.stop - at)
+        data = disk.read_cached(fd, first, at)
+        if data is None or len(data) < first:
+            data = await disk.read(fd, first, at)
+        if len(data) < first:
+            raise Truncated("file became shorter while it was read")
+        at += first
+        if at < span.stop and not self._tls and self._transport.get_write_buffer_size() == 0:
+            await self._sendfile(lead + data, source, Span(at, span.stop))
+            return
+        self._transport.write(lead + data)
+        while at < span.stop:
+            if self._protocol.writing_paused:
+                await self.drain()
+            want = min(BLOCK, span.stop - at)
+            if at + want == span.stop:
+                source.check()
+            data = disk.read_cached(fd, want, at)
+            if data is None or len(data) < want:
+                data = await disk.read(fd, want, at)
+                if len(data) < want:
+                    raise Truncated("file became shorter while it was read")
+            at += want
+            if transfer is not None:
+                transfer.moved += want
+            self._transport.write(data)
+        await self.drain()
+
+    async def _sendfile(self, lead: bytes, source: Source, span: Span) -> None:
+        """On a duplicate of the socket: uvloop owns the readiness of its own, and has no sendfile."""
+        fd, disk, transfer = source.fd, source.disk, source.transfer
+        at, stop = span
+        sock = os.dup(self._transport.get_extra_info("socket").fileno())
+        try:
+            await _write_all(sock, lead)
+            while at < stop:
+                window = min(WINDOW, stop - at)
+                if at + window == stop:
+                    source.check()
+                try:
+                    if disk.resident(fd, at, window):
+                        sent = os.sendfile(sock, fd, at, window)
+                    else:
+                        sent = await disk.run(os.sendfile, sock, fd, at, window)
+                except BlockingIOError:
+                    await writable(sock)
+                    continue
+                if sent == 0:
+                    raise Truncated("file became shorter while it was read")
+                at += sent
+                if transfer is not None:
+                    transfer.moved += sent
+        finally:
+            os.close(sock)
+
+
+async def _write_all(sock: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(sock, view) :]
+        except BlockingIOError:
+            await writable(sock)
+
+
+async def writable(sock: int) -> None:
+    """Until the socket takes bytes again, or is broken (then the next call on it raises)."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,146 @@
+"""Wiring of the storage service: what the WebDAV endpoint is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from urllib.parse import urlsplit
+
+from edged.accounts.api import Files
+from edged.accounts.client import AccountClient
+from edged.config import Config
+from edged.config.storage import Storage
+from edged.http.server import HttpServer
+from edged.identity.client import IdentityClient, Verdicts
+from edged.identity.words import ServiceName
+from edged.lifecycle import Service
+from edged.services import Context
+from edged.tls import ServerTls
+from services.storage.changing import Changing
+from services.storage.checksums import Checksums
+from services.storage.disk import Disk
+from services.storage.endpoint import Endpoint
+from services.storage.finding import Finding
+from services.storage.guard import Guard
+from services.storage.index import Index
+from services.storage.lockfile import Locks
+from services.storage.locking import Locking
+from services.storage.moving import Copier, Moving
+from services.storage.namespace import Namespace, OwnNames, Target
+from services.storage.reading import Reading
+from services.storage.space import Spaces
+from services.storage.transfers import Transfers
+from services.storage.wellknown import WellKnown
+from services.storage.writing import Writing
+
+NAME = ServiceName("storage")
+
+
+def build(config: Config, context: Context) -> list[Service]:
+    """The services of [storage]; none when it is not configured."""
+    if config.storage is None:
+        return []
+    identity = IdentityClient(config, NAME)
+    accounts = AccountClient.of(config)
+    return [identity, accounts, StorageFront(config, config.storage, identity, accounts.files, context)]
+
+
+class StorageFront:
+    """The WebDAV endpoint with all its parts. ``addresses`` tells where it listens once running."""
+
+    name: str = NAME
+
+    def __init__(
+        self, config: Config, storage: Storage, identity: Verdicts, files: Files, context: Context
+    ) -> None:
+        self._config = config
+        self._disks = {export.label: Disk(export.label, storage.threads) for export in storage.exports}
+        self._own_names = own_names(config, storage)
+        self.transfers = Transfers(storage.stall_s)
+        identity.on_ban(self.transfers.cut)
+        lock_file = config.runtime.run / "storage.locks"
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        self._locks = Locks(lock_file, limit=storage.locks, longest_s=storage.lock_s)
+        self._spaces = Spaces(files, storage.space_s)
+        self._well_known = WellKnown(storage, config.site.name, identity, self._spaces)
+        endpoint = self._endpoint(storage, identity, files)
+        self._server = HttpServer(
+            NAME,
+            storage,
+            endpoint.handle,
+            tls=ServerTls(config.tls) if storage.tls else None,
+            inherited=context.inherited.get(NAME),
+            stop_deadline_s=config.runtime.stop_deadline_s,
+        )
+
+    def _endpoint(self, storage: Storage, identity: Verdicts, files: Files) -> Endpoint:
+        namespace = Namespace(storage.exports)
+        guard = Guard(self._locks, namespace)
+        checksums = Checksums(files, self._disk_of)
+        index = Index(files, storage.listing)
+        finding = Finding(storage, files, self._spaces, guard)
+        reading = Reading(files, self._disk_of, checksums, self.transfers, index.page)
+        writing = Writing(storage, files, self._disk_of, self.transfers, guard)
+        changing = Changing(files, guard)
+        copier = Copier(storage, files, self._disk_of, checksums, self.transfers)
+        moving = Moving(files, (namespace, self._own_names), guard, changing, copier)
+        locking = Locking(files, guard, storage.xml_body)
+        verbs = {
+            "GET": reading.get,
+            "HEAD": reading.head,
+            "PUT": writing.put,
+            "DELETE": changing.delete,
+            "MKCOL": changing.mkcol,
+            "PROPFIND": finding.propfind,
+            "PROPPATCH": finding.proppatch,
+            "COPY": moving.copy,
+            "MOVE": moving.move,
+            "LOCK": locking.lock,
+            "UNLOCK": locking.unlock,
+        }
+        return Endpoint(namespace, identity, files, verbs, (finding, index, self._well_known))
+
+    def _disk_of(self, target: Target) -> Disk:
+        return self._disks[target.export.label]
+
+    @property
+    def addresses(self) -> list[str]:
+        return self._server.addresses
+
+    @asynccontextmanager
+    async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Listen; on leaving, running requests get their deadline."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self._close)
+            await stack.enter_async_context(self.transfers.watched(tasks))
+            await stack.enter_async_context(self._server.running(tasks))
+            for address in self._server.addresses:
+                if not address.startswith("/"):
+                    self._own_names.add_port(int(address.rpartition(":")[2]))
+            self._well_known.url = self._public_url()
+            yield
+
+    def _public_url(self) -> str:
+        storage = self._config.storage
+        if storage is not None and storage.url:
+            return storage.url
+        port = self._server.addresses[0].rpartition(":")[2] if self._server.addresses else "443"
+        return f"https://{self._config.site.host or socket.getfqdn()}:{port}/"
+
+    def _close(self) -> None:
+        self._locks.close()
+        for disk in self._disks.values():
+            disk.close()
+
+
+def own_names(config: Config, storage: Storage) -> OwnNames:
+    """The names under which a Destination means this endpoint."""
+    hosts = {config.site.host or socket.getfqdn(), *config.site.aliases}
+    ports = {443} if storage.tls else {80}
+    if storage.url:
+        parts = urlsplit(storage.url)
+        hosts.add(parts.hostname or "")
+        ports.add(parts.port or 443)
+    return OwnNames(hosts, ports)

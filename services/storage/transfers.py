@@ -1,0 +1,103 @@
+"""Transfers that run: counted, cut when stalled, closed within a second when their subject is banned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from edged import metrics
+from edged.identity.words import Principal
+from edged.logs import get_logger
+
+log = get_logger("edged.storage.transfers")
+
+ACTIVE = metrics.gauge("storage_transfers", "Transfers running now.", ("kind", "vo"))
+BYTES = metrics.counter("storage_bytes", "Bytes of file contents moved.", ("kind", "vo"))
+CUT = metrics.counter("storage_transfers_cut", "Transfers we broke off.", ("why",))
+
+SWEEP_S = 5.0
+
+
+class Transfer:
+    """One running transfer. Whoever moves its bytes adds them to ``moved``."""
+
+    __slots__ = ("_abort", "_seen", "_still", "account", "cut", "kind", "moved", "principal")
+
+    def __init__(self, kind: str, principal: Principal, account: str, abort: Callable[[], object]) -> None:
+        self.kind = kind
+        self.principal = principal
+        self.account = account
+        self.moved = 0
+        self.cut = ""
+        self._abort = abort
+        self._seen = 0
+        self._still = 0.0
+
+    def abort(self, why: str) -> None:
+        """Break it off."""
+        self.cut = why
+        CUT.labels(why).inc()
+        log.info("transfer cut", extra={"kind": self.kind, "why": why, **self.principal.for_log()})
+        self._abort()
+
+    def stalled_for(self, period_s: float) -> float:
+        """Called once a period: for how long not a byte has moved."""
+        if self.moved != self._seen:
+            self._seen, self._still = self.moved, 0.0
+        else:
+            self._still += period_s
+        return self._still
+
+
+class Transfers:
+    """All running transfers of this process."""
+
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._running: set[Transfer] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def __iter__(self) -> Iterator[Transfer]:
+        return iter(tuple(self._running))
+
+    @contextmanager
+    def running(
+        self, kind: str, principal: Principal, account: str, abort: Callable[[], object]
+    ) -> Iterator[Transfer]:
+        """Count one from here to the end of the block. ``abort`` must make the block end."""
+        transfer = Transfer(kind, principal, account, abort)
+        gauge = ACTIVE.labels(kind, principal.vo)
+        self._running.add(transfer)
+        gauge.inc()
+        try:
+            yield transfer
+        finally:
+            self._running.discard(transfer)
+            gauge.dec()
+            BYTES.labels(kind, principal.vo).inc(transfer.moved)
+
+    def cut(self, covers: Callable[[Principal], bool], _keep_jobs: bool) -> None:
+        """A ban came: close everything of whom it covers (IdentityClient.on_ban)."""
+        for transfer in self:
+            if covers(transfer.principal):
+                transfer.abort("banned")
+
+    @asynccontextmanager
+    async def watched(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Cut stalled ones for as long as the context is entered."""
+        watcher = tasks.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watcher.cancel()
+
+    async def _watch(self) -> None:
+        period = min(SWEEP_S, self._stall_s / 2)
+        while True:
+            await asyncio.sleep(period)
+            for transfer in self:
+                if transfer.stalled_for(period) >= self._stall_s:
+                    transfer.abort("stalled")

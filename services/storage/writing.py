@@ -1,0 +1,248 @@
+"""PUT: into an invisible temporary file, digests while bytes pass, and it appears whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.web_protocol import RequestPayloadError
+
+from edged.accounts.api import Entry, Files, Temporary
+from edged.accounts.faults import of_os
+from edged.config.storage import Storage
+from edged.errors import BadRequest, Conflict, Denied, PreconditionFailed, TooLarge
+from services.storage import digests, records
+from services.storage.access import CREATE, MODIFY
+from services.storage.conditions import etag
+from services.storage.disk import Disk
+from services.storage.exchange import Exchange, quietly
+from services.storage.faults import MethodRefused
+from services.storage.guard import Guard
+from services.storage.namespace import Target
+from services.storage.properties import is_directory
+from services.storage.sending import Connection
+from services.storage.transfers import Transfer, Transfers
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 64 * 1024, 1 << 20
+SMALL = 64 * 1024  # written without a thread: goes to the page cache
+
+
+class Intake:
+    """The receiving end of one file: digests and disk writes in a thread, one block behind the network."""
+
+    def __init__(self, fd: int, disk: Disk, algorithms: Sequence[str], block: int) -> None:
+        self.size = 0
+        self._fd = fd
+        self._disk = disk
+        self._digests = digests.Several(algorithms)
+        self._block = block
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def feed(self, data: bytes) -> None:
+        """Take some bytes; waits while the disk is behind."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        self.size += len(data)
+        if self._held_bytes >= self._block:
+            await self._flush()
+
+    async def finish(self) -> dict[str, bytes]:
+        """All bytes are in: write the rest, and tell the digests."""
+        if self.size <= SMALL and self._writing is None:
+            self._put(self._take())
+        else:
+            await self._flush()
+            await self.settle()
+        return self._digests.results()
+
+    async def settle(self) -> None:
+        """Until no thread uses the descriptor any more. Raises what the disk said."""
+        while self._writing is not None:
+            writing, self._writing = self._writing, None
+            await asyncio.shield(writing)
+
+    async def _flush(self) -> None:
+        await self.settle()
+        if self._held:
+            chunks = self._take()
+            self._writing = asyncio.ensure_future(self._disk.run(self._put, chunks))
+
+    def _take(self) -> list[bytes]:
+        chunks, self._held, self._held_bytes = self._held, [], 0
+        return chunks
+
+    def _put(self, chunks: list[bytes]) -> None:
+        for chunk in chunks:
+            self._digests.update(chunk)
+        write_all(self._fd, chunks)
+
+
+def write_all(fd: int, chunks: list[bytes]) -> None:
+    """Append all chunks to a file. Raises OSError."""
+    most = 512  # below IOV_MAX
+    for start in range(0, len(chunks), most):
+        part: list[bytes | memoryview] = list(chunks[start : start + most])
+        while part:
+            done = os.writev(fd, part)
+            while part and done >= len(part[0]):
+                done -= len(part.pop(0))
+            if part and done:
+                part[0] = memoryview(part[0])[done:]
+
+
+class Writing:
+    """Uploads."""
+
+    def __init__(
+        self,
+        config: Storage,
+        files: Files,
+        disk_of: Callable[[Target], Disk],
+        transfers: Transfers,
+        guard: Guard,
+    ) -> None:
+        self._config = config
+        self._files = files
+        self._disk_of = disk_of
+        self._transfers = transfers
+        self._guard = guard
+
+    async def put(self, exchange: Exchange) -> web.StreamResponse:
+        """201 for a new file, 200 for a replaced one (Rucio takes no 204)."""
+        exchange.require(CREATE)
+        _refuse_partial(exchange)
+        announced = digests.announced(exchange.headers)
+        before = await self._admit(exchange)
+        replace = before is not None or (
+            exchange.allows(MODIFY) and exchange.headers.get("If-None-Match", "").strip() != "*"
+        )
+        temporary = await self._files.temporary(
+            exchange.grant, exchange.target.place, parents=exchange.target.export.create_parents
+        )
+        committed = False
+        try:
+            found = await self._receive(exchange, temporary, announced)
+            entry = await self._commit(exchange, temporary, found, replace=replace)
+            committed = True
+        finally:
+            os.close(temporary.fd)
+            if not committed:
+                await asyncio.shield(quietly(self._files.discard(exchange.grant, temporary.place)))
+        shown = digests.answer_headers(digests.ADLER32, None, found)
+        return Connection(exchange.request).reply(
+            201 if before is None else 200, [("Content-Length", "0"), ("ETag", etag(entry)), *shown.items()]
+        )
+
+    async def _admit(self, exchange: Exchange) -> Entry | None:
+        """Everything that can be refused before a byte is taken. What is there now is returned."""
+        if exchange.target.collection or not exchange.target.path:
+            raise MethodRefused("a collection cannot be uploaded", allow="OPTIONS, PROPFIND, MKCOL, DELETE")
+        before = await exchange.look()
+        if before is not None and is_directory(before):
+            raise MethodRefused("a collection is in the way", allow="OPTIONS, PROPFIND, DELETE")
+        exchange.check_conditions(before)
+        if before is not None and not exchange.allows(MODIFY):
+            raise Denied("it exists, and the token may create but not modify")
+        await self._guard.change(exchange, exchange.target, member=before is None)
+        length = exchange.request.content_length
+        if length is not None and length > self._config.upload:
+            raise TooLarge(f"file over {self._config.upload} bytes")
+        return before
+
+    async def _receive(
+        self, exchange: Exchange, temporary: Temporary, announced: digests.Digests
+    ) -> dict[str, bytes]:
+        """The body, onto the disk. Raises BadRequest when it is not what was announced."""
+        connection = Connection(exchange.request)
+        if exchange.headers.get("Expect", "").lower() == "100-continue":
+            connection.continue_()
+        algorithms = (digests.ADLER32, *self._config.digests, *announced)
+        intake = Intake(temporary.fd, self._disk_of(exchange.target), algorithms, self._block())
+        verdict = exchange.verdict
+        with self._transfers.running(
+            "write", verdict.principal, verdict.account, connection.abort
+        ) as transfer:
+            try:
+                await self._take_body(exchange.request, intake, transfer)
+                found = await intake.finish()
+            except OSError as error:
+                raise of_os(error) from error
+            finally:
+                await _settled(intake)
+        for algorithm, value in announced.items():
+            if found[algorithm] != value:
+                raise BadRequest(f"the body's {algorithm} is not the one announced: nothing was stored")
+        return found
+
+    async def _take_body(self, request: web.BaseRequest, intake: Intake, transfer: Transfer) -> None:
+        content, limit = request.content, self._config.upload
+        try:
+            while data := await content.readany():
+                transfer.moved += len(data)
+                if transfer.moved > limit:
+                    raise TooLarge(f"file over {limit} bytes")
+                await intake.feed(data)
+        except (ClientPayloadError, RequestPayloadError) as error:
+            raise BadRequest("the body ended early", detail=str(error)) from error
+        if request.content_length is not None and intake.size != request.content_length:
+            raise BadRequest("the body ended early")
+
+    def _block(self) -> int:
+        """Bytes gathered before a write: shared memory over the uploads that run (two blocks each)."""
+        share = self._config.upload_memory // (2 * (len(self._transfers) + 1))
+        return min(max(share, SMALLEST_BLOCK), LARGEST_BLOCK)
+
+    async def _commit(
+        self, exchange: Exchange, temporary: Temporary, found: digests.Digests, *, replace: bool
+    ) -> Entry:
+        if "If-Match" in exchange.headers or "If-Unmodified-Since" in exchange.headers:
+            exchange.check_conditions(await exchange.look())  # a long upload: somebody may have been faster
+        facts = os.fstat(temporary.fd)
+        mtime_ns = _given_mtime(exchange) or time.time_ns()
+        kept = records.to_keep(found, facts.st_size, facts.st_ino, mtime_ns, mtime_ns)
+        try:
+            return await self._files.commit(
+                await exchange.renewed(),
+                temporary.place,
+                exchange.target.place,
+                replace=replace,
+                durable=self._config.durable,
+                attributes=kept,
+                mtime_ns=mtime_ns,
+            )
+        except Conflict as error:
+            if replace:
+                raise
+            if "If-None-Match" in exchange.headers:
+                raise PreconditionFailed("it exists by now") from error
+            raise Denied("it exists by now, and the token may create but not modify") from error
+
+
+async def _settled(intake: Intake) -> None:
+    """The descriptor may be closed only when no thread writes to it."""
+    try:
+        await intake.settle()
+    except OSError:
+        return  # already reported, or the upload failed for another reason
+
+
+def _refuse_partial(exchange: Exchange) -> None:
+    if "Content-Range" in exchange.headers:
+        raise BadRequest("partial PUT is not possible here")  # RFC 9110 §14.5
+    if exchange.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+        raise BadRequest("a Content-Encoding is not taken: send the file as it is")
+
+
+def _given_mtime(exchange: Exchange) -> int | None:
+    """Nanoseconds of X-OC-Mtime (ownCloud's extension, sent by rclone), within sane bounds."""
+    value = exchange.headers.get("X-OC-Mtime", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return int(seconds * 1e9) if 0 <= seconds < 2**33 else None
