@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -134,15 +134,20 @@ class ThrowAwayIssuer:
         return {name: value for name, value in claims.items() if value is not None}
 
     def token(
-        self, *, key: IssuerKey | None = None, headers: dict[str, Any] | None = None, **changes: Any
+        self,
+        *,
+        groups: Sequence[str] | None = None,
+        key: IssuerKey | None = None,
+        headers: dict[str, Any] | None = None,
+        **changes: Any,
     ) -> str:
-        """A signed token. Claims with a dot in their name are given as ``**{"wlcg.groups": [...]}``."""
+        """A signed token; ``groups`` become ``wlcg.groups``, ``changes`` are claims (None: left out)."""
         key = key or self.keys[0]
+        if groups is not None:
+            changes["wlcg.groups"] = list(groups)
+        claims = self.claims(**changes)
         return jwt.encode(
-            self.claims(**changes),
-            key.private,
-            algorithm=key.algorithm,
-            headers={"kid": key.kid, **(headers or {})},
+            claims, key.private, algorithm=key.algorithm, headers={"kid": key.kid, **(headers or {})}
         )
 
     def _faulty(

@@ -34,7 +34,7 @@ from services.identity.keycache import KeyCache, KeyDocument
 log = get_logger("services.identity.issuers")
 
 FORCED_S = 30.0  # between two looks for an unknown kid: a rotation is seen within a minute
-RETRY_S, RETRY_MAX_S = 5.0, 300.0
+RETRY_S, RETRY_MAX_S = 1.0, 300.0
 FILE_S = 2.0  # how often a local key file is read again
 RETELL_S = 60.0
 STALE_USERINFO_S = 3600.0

@@ -24,7 +24,7 @@ async def test_a_token_becomes_an_account_and_a_grant(tmp_path: Path) -> None:
         identity(tree(tmp_path, trusted)) as site,
         site.client() as client,
     ):
-        verdict = await client.verdict(trusted.token(**{"wlcg.groups": ["/cms", "/cms/production"]}))
+        verdict = await client.verdict(trusted.token(groups=["/cms", "/cms/production"]))
         assert (verdict.account, verdict.job_class, verdict.vo) == ("cmsprd", JobClass.PRODUCTION, "cms")
         assert verdict.principal.subject == "alice"
         assert verdict.rule == 0
@@ -54,12 +54,16 @@ async def test_capabilities_win_over_groups(tmp_path: Path, algorithm: str) -> N
 
 async def test_two_issuers_with_the_same_subject(tmp_path: Path) -> None:
     ca = ThrowAwayCa(tmp_path / "ca")
-    async with ThrowAwayIssuer(ca).running() as one, ThrowAwayIssuer(ca).running() as two:
-        async with identity(tree(tmp_path, one, two)) as site, site.client() as client:
-            first, second = await client.verdict(one.token()), await client.verdict(two.token())
-            assert (first.account, second.account) == ("cmsuser", "vo1user")
-            with pytest.raises(Unauthenticated, match="key"):
-                await client.verdict(two.token(iss=one.url))
+    async with (
+        ThrowAwayIssuer(ca).running() as one,
+        ThrowAwayIssuer(ca).running() as two,
+        identity(tree(tmp_path, one, two)) as site,
+        site.client() as client,
+    ):
+        first, second = await client.verdict(one.token()), await client.verdict(two.token())
+        assert (first.account, second.account) == ("cmsuser", "vo1user")
+        with pytest.raises(Unauthenticated, match="key"):
+            await client.verdict(two.token(iss=one.url))
 
 
 async def test_one_ask_for_many_requests_with_one_token(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ async def test_unmapped_is_denied(tmp_path: Path) -> None:
         config["mapping"] = config["mapping"][:1]
         async with identity(config) as site, site.client() as client:
             with pytest.raises(Denied, match="no mapping rule"):
-                await client.verdict(trusted.token(**{"wlcg.groups": ["/cms/production/eu"]}))
+                await client.verdict(trusted.token(groups=["/cms/production/eu"]))
 
 
 async def test_grants_of_jobs(tmp_path: Path) -> None:
