@@ -30,6 +30,7 @@ class Layout:
     min_job_age_s: int = 300
     slurmd_timeout_s: int = 15
     kill_wait_s: int = 5
+    message_timeout_s: int = 10
     accounting: bool = True
     cgroup: bool = False
     extra: tuple[str, ...] = field(default=())
@@ -88,13 +89,14 @@ def slurm_conf(layout: Layout) -> str:
         "ReturnToService=2",
         f"SlurmdTimeout={layout.slurmd_timeout_s}",
         "SlurmctldTimeout=10",
-        "MessageTimeout=10",
+        f"MessageTimeout={layout.message_timeout_s}",
         f"KillWait={layout.kill_wait_s}",
         f"MinJobAge={layout.min_job_age_s}",
         f"MaxJobCount={layout.max_jobs}",
         "SchedulerType=sched/backfill",
-        "SchedulerParameters=defer,default_queue_depth=200,bf_max_job_test=500,bf_interval=5,"
-        "sched_min_interval=300000,max_rpc_cnt=100",
+        # batch_sched_delay: a test does not wait 3 s for its job to be looked at
+        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=20000,"
+        "default_queue_depth=200,bf_max_job_test=500,max_rpc_cnt=100",
         "SelectType=select/cons_tres",
         "SelectTypeParameters=CR_CPU_Memory",
         "DefMemPerCPU=100",
@@ -158,7 +160,7 @@ def gres_conf(layout: Layout) -> str:
 
 
 def cgroup_conf() -> str:
-    return "CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\n"
+    return "CgroupAutomount=no\nConstrainDevices=no\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\n"
 
 
 def slurmdbd_conf(layout: Layout) -> str:

@@ -48,10 +48,10 @@ HOSTILE = (
 class Subject:
     """A driver under test and what the suite needs to know of its surroundings.
 
-    ``put(job, files)`` writes a session's files as the account, ``read(job, name)`` reads one back (None: not
-    there). ``base`` has whatever every submission needs (partition …). ``fillers`` submissions like ``filler``
-    leave no room for another. ``impossible``: one the batch system refuses. ``shortest_walltime_s``: the least
-    time limit it enforces.
+    ``put(job, files)`` writes a session's files as the account, ``read(job, name)`` reads one back (None: it
+    is not there). ``base`` has whatever every submission needs (partition …). ``fillers`` submissions like
+    ``filler`` leave no room for another. ``impossible``: one the batch system refuses.
+    ``shortest_walltime_s``: the least time limit it enforces.
     """
 
     system: BatchSystem
@@ -135,8 +135,10 @@ class Conformance:
         assert done.started_at and done.ended_at and before - 2 <= done.started_at <= done.ended_at + 1
 
     async def test_exit_codes_are_kept(self, subject: Subject) -> None:
-        done = await subject.final(await subject.shell("exit 7"))
-        assert (done.state, done.cause, done.exit_code) == (BatchState.FAILED, Cause.EXIT, 7)
+        refs = [await subject.shell(f"exit {code}") for code in (7, 128, 255)]
+        for code, ref in zip((7, 128, 255), refs, strict=True):
+            done = await subject.final(ref)
+            assert (done.state, done.cause, done.exit_code) == (BatchState.FAILED, Cause.EXIT, code)
 
     async def test_a_signal_is_a_failure(self, subject: Subject) -> None:
         """The payload runs below a shell, which tells of a signal as 128 + its number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from edged.accounts.api import BatchVerb
 from edged.errors import Unavailable
 from edged.identity.words import Action
-from services.jobs.batch.protocol import BatchJob, unique_name
+from services.jobs.batch.protocol import BatchJob, Cause, unique_name
 from services.jobs.batch.slurm import accounting, queue
 from services.jobs.batch.slurm.clients import asked, listing
 from services.jobs.batch.slurm.submit import client_lock
@@ -96,7 +97,11 @@ class Find(BatchVerb, frozen=True, kw_only=True):
 
 
 class Finals(BatchVerb, frozen=True, kw_only=True):
-    """Accounting's facts of jobs by id. sacct goes on answering while slurmctld is down."""
+    """Accounting's facts of jobs by id. sacct goes on answering while slurmctld is down.
+
+    sacct prints exit codes of 128 and more with 128 taken off (137 as 9, 128 as 0: PRINT_EXITCODE in its
+    print.c, 22.05 to 25.05). For MinJobAge slurmctld still knows the true one, so it is asked about failures.
+    """
 
     BATCH: ClassVar[int] = 1000
     action: ClassVar[Action] = Action.JOB_POLL
@@ -105,9 +110,27 @@ class Finals(BatchVerb, frozen=True, kw_only=True):
     deadline_s: float
 
     def perform(self, where: Workplace) -> list[BatchJob]:
-        return accounting.read(listing(where, self.argv(), self.deadline_s))
+        jobs = accounting.read(listing(where, self.argv(), self.deadline_s))
+        failed = sorted({job.ref.id for job in jobs if job.cause is Cause.EXIT})
+        if not failed:
+            return jobs
+        try:
+            codes = queue.exit_codes(listing(where, self.codes_argv(failed), self.deadline_s))
+        except Unavailable:  # slurmctld is down, or has forgotten them all
+            return jobs
+        return [_corrected(job, codes) for job in jobs]
 
     def argv(self) -> list[str]:
         """Pure. With steps, which alone know the memory used; -D, because ids are given out again."""
         fields = f"--format={','.join(accounting.FIELDS)}"
         return ["sacct", "-n", "-P", "-a", "-D", f"--jobs={','.join(self.ids)}", fields]
+
+    def codes_argv(self, ids: list[str]) -> list[str]:
+        return ["squeue", "-h", "-a", "-t", "all", f"--jobs={','.join(ids)}", "-O", queue.EXIT_CODES]
+
+
+def _corrected(job: BatchJob, codes: Mapping[tuple[str, str], int]) -> BatchJob:
+    true = codes.get((job.ref.id, job.ref.name))
+    if true is None or job.cause is not Cause.EXIT:
+        return job
+    return msgspec.structs.replace(job, exit_code=true)

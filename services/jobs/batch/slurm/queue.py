@@ -15,6 +15,7 @@ from services.jobs.batch.slurm.states import standing
 # id, name, state, submit time, nodes, reason; the name of a job that is not ours may have '|' in it,
 # such a line is recognised by its prefix and skipped. The reason, free text, comes last.
 FORMAT = "%A|%j|%T|%V|%N|%r"
+EXIT_CODES = "JobID:24,exit_code:24,Name:160"
 _MARK = b"|" + NAME_PREFIX.encode()
 
 
@@ -48,3 +49,14 @@ def parse(line: str, cluster: str) -> BatchJob | None:
         may_still_run=found.may_still_run,
         cancelled_by=found.cancelled_by,
     )
+
+
+def exit_codes(output: str) -> dict[tuple[str, str], int]:
+    """(id, name) → exit code, from columns EXIT_CODES: a wait status in 22.05, ``code:signal`` later."""
+    found: dict[tuple[str, str], int] = {}
+    for line in output.splitlines():
+        id_, said, name = line[:24].strip(), line[24:48].strip(), line[48:].strip()
+        code, colon, _ = said.partition(":")
+        if code.isdigit():
+            found[id_, name] = int(code) if colon else int(code) >> 8
+    return found
