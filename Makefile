@@ -1,5 +1,5 @@
 # The two commands: `make demo` and `make test`. Everything else is for developers.
-PYTHON ?= python3
+PYTHON ?= $(shell .ci/python)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 

@@ -93,7 +93,12 @@ class Files(Protocol):
         """Open a Temporary again for writing at its end (resuming a broken copy)."""
         ...
 
-    async def temporary(self, grant: bytes, target: Place, *, parents: bool = False) -> Temporary: ...
+    async def temporary(
+        self, grant: bytes, target: Place, *, parents: bool = False, mode: int = 0
+    ) -> Temporary:
+        """A Temporary beside ``target``. ``mode``: its permission bits, 0 for what the umask leaves."""
+        ...
+
     async def commit(
         self,
         grant: bytes,
@@ -145,7 +150,7 @@ class BatchVerb(msgspec.Struct, frozen=True, tag=True):
     action: ClassVar[Action]  # what the grant must cover
 
     def perform(self, where: Workplace) -> object:
-        """Do it, in a thread of the worker. The result must encode with msgspec; EdgeErrors reach the caller."""
+        """Do it, in a thread of the worker. The result must encode with msgspec; EdgeErrors travel."""
         raise NotImplementedError
 
 

@@ -104,7 +104,7 @@ def _append(where: Where, _: messages.Append) -> Answer:
 
 def _temporary(where: Where, asked: messages.MakeTemporary) -> Answer:
     where.need(Need.CREATE)
-    fd, path = publish.temporary(where.root, where.path, parents=asked.parents)
+    fd, path = publish.temporary(where.root, where.path, parents=asked.parents, mode=asked.mode & 0o777)
     return Answer(os.fsencode(path), fd)
 
 

@@ -183,6 +183,7 @@ class Append(FileRequest, frozen=True):
 
 class MakeTemporary(FileRequest, frozen=True):
     parents: bool
+    mode: int = 0  # permission bits; 0: what the umask leaves
 
 
 class Commit(FileRequest, frozen=True):

@@ -30,8 +30,11 @@ _syscall.argtypes = (
 _NOT_HERE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS and some others know no NOREPLACE
 
 
-def temporary(root: int, target: str, *, parents: bool) -> tuple[int, str]:
-    """An empty invisible file beside ``target``: descriptor and path. Raises OSError, BadRequest."""
+def temporary(root: int, target: str, *, parents: bool, mode: int = 0) -> tuple[int, str]:
+    """An empty invisible file beside ``target``: descriptor and path. ``mode`` 0: as the umask has it.
+
+    Raises OSError, BadRequest.
+    """
     if not target or is_temporary(target):
         raise BadRequest("not a name for a file")
     above = parent(target)
@@ -39,7 +42,10 @@ def temporary(root: int, target: str, *, parents: bool) -> tuple[int, str]:
         tree.make(root, above, parents=True)
     name = TEMPORARY_PREFIX + secrets.token_hex(12)
     path = f"{above}/{name}" if above else name
-    return CREATE.open(root, os.fsencode(path)), path
+    fd = CREATE.open(root, os.fsencode(path))
+    if mode:
+        os.fchmod(fd, mode)
+    return fd, path
 
 
 def commit(

@@ -64,8 +64,10 @@ class RemoteFiles:
     async def append(self, grant: bytes, place: Place) -> OpenFile:
         return _opened(await self._look(grant, messages.Append, place), place)
 
-    async def temporary(self, grant: bytes, target: Place, *, parents: bool = False) -> Temporary:
-        reply = await self._look(grant, messages.MakeTemporary, target, parents)
+    async def temporary(
+        self, grant: bytes, target: Place, *, parents: bool = False, mode: int = 0
+    ) -> Temporary:
+        reply = await self._look(grant, messages.MakeTemporary, target, parents, mode)
         if reply.fd is None:
             raise Unavailable("the worker sent no file")
         return Temporary(reply.fd, Place(target.export, os.fsdecode(_path(reply.body))))

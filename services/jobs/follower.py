@@ -115,6 +115,10 @@ class Follower:
             self.trouble = error.message
             POLL_FAILED.labels(self.batch.name).inc()
             log.warning("sweep failed", extra={"batch": self.batch.name, "reason": str(error)})
+        except Exception:  # a fault of ours with one answer must not stop the engine
+            self.trouble = "an internal error while reading the batch system's answer"
+            POLL_FAILED.labels(self.batch.name).inc()
+            log.exception("sweep failed", extra={"batch": self.batch.name})
         finally:
             POLL_SECONDS.labels(self.batch.name).observe(time.perf_counter() - started)
 

@@ -125,6 +125,9 @@ class Pipeline:
             self._again(job, error)
         except EdgeError as error:
             await self._fail(job, error.message, error.code)
+        except Exception:  # a fault of ours with one job must not stop all others
+            log.exception("job step failed", extra={"job": job.id, "state": job.state.value})
+            self._again(job, Unavailable("an internal error of the gateway; it is tried again"))
 
     async def _fail(self, job: Job, reason: str, cause: str) -> None:
         try:

@@ -59,9 +59,8 @@ class LocalSessions:
             await self._files.mkdir(grant, where, parents=True)
 
     async def _write(self, grant: bytes, where: Place, content: bytes, mode: int) -> None:
-        temporary = await self._files.temporary(grant, where)
+        temporary = await self._files.temporary(grant, where, mode=mode)
         try:
-            os.fchmod(temporary.fd, mode)
             await asyncio.to_thread(_write_all, temporary.fd, content)
             await self._files.commit(grant, temporary.place, where, replace=True, durable=False)
         except BaseException:
