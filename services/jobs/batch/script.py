@@ -128,7 +128,7 @@ def _run(payload: Payload) -> str:
     """run.sh. TERM at the time limit reaches every process: bash must outlive the payload's clean-up."""
     lines = ["#!/bin/bash", "trap : TERM INT XCPU USR1 USR2", "unset SLURM_EXPORT_ENV", "started=$(date +%s)"]
     lines += [f"mkdir -p -- {quoted(folder)}" for folder in _folders(payload)]
-    lines += [f"export {name}={quoted(value)}" for name, value in _checked(payload.site_environment)]
+    lines += [f"export {name}={quoted(value)}" for name, value in _names(payload.site_environment)]
     lines += payload.init
     if payload.script:
         lines.append(f"chmod u+x {SCRIPT}")
@@ -181,12 +181,17 @@ def _folders(payload: Payload) -> list[str]:
     return sorted({"./" + name.rpartition("/")[0] for name in names if "/" in name})
 
 
-def _checked(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Raises BadRequest for what is no variable name; variables that steer batch clients are left out."""
+def _names(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Raises BadRequest for what is no variable name."""
     for name in environment:
         if not _NAME.fullmatch(name):
             raise BadRequest(f"not a name of an environment variable: {name[:64]!r}")
-    return [(name, value) for name, value in environment.items() if not _RESERVED.fullmatch(name)]
+    return list(environment.items())
+
+
+def _checked(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A user's variables: those that would steer batch clients, or edged, are left out."""
+    return [(name, value) for name, value in _names(environment) if not _RESERVED.fullmatch(name)]
 
 
 def inside(path: str) -> str:
