@@ -309,10 +309,10 @@ class IdentityClient:
         self._pending[number] = answered
         try:
             self._connected().send(wire.encode(wire.Ask(number, what)))
-            async with asyncio.timeout(ANSWER_S):
-                answer = await answered
-        except TimeoutError:
-            raise Unavailable("identity does not answer in time") from None
+            # one timer each, not asyncio.timeout: half the price, and this is under every first sight
+            timer = answered.get_loop().call_later(ANSWER_S, _too_late, answered)
+            answer = await answered
+            timer.cancel()
         finally:
             del self._pending[number]
         if isinstance(answer, wire.Failure):
@@ -346,6 +346,11 @@ class IdentityClient:
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(Unavailable("identity went away; ask again"))
+
+
+def _too_late(answered: asyncio.Future[wire.Answered]) -> None:
+    if not answered.done():
+        answered.set_exception(Unavailable("identity does not answer in time"))
 
 
 def _hand_on(flight: asyncio.Future[Verdict], error: BaseException) -> None:

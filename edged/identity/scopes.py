@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -54,6 +55,7 @@ class ExportLike(Protocol):
     def accounts(self) -> tuple[str, ...]: ...
 
 
+@lru_cache(maxsize=1024)  # a broker's tokens mostly carry the same scopes
 def parse_scopes(text: str, *, scitokens: bool = False) -> Scopes:
     """The scopes of a ``scope`` claim. Raises Unauthenticated: one bad storage scope spoils the token."""
     words = text.split(" ") if text else []

@@ -13,6 +13,7 @@ import re
 from base64 import urlsafe_b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from edged.errors import Unauthenticated
@@ -55,8 +56,7 @@ def take_apart(token: str, *, limit: int = DEFAULT_TOKEN_BYTES) -> Unproven:
     match = _COMPACT.fullmatch(token)
     if match is None:
         raise Unauthenticated("not a signed token (three base64url parts are needed)")
-    header = _object(match[1], "header")
-    algorithm, kid = _checked_header(header)
+    algorithm, kid = _read_header(match[1])
     payload = _object(match[2], "payload")
     issuer = payload.get("iss")
     if not isinstance(issuer, str) or not issuer:
@@ -78,8 +78,10 @@ def prove(token: Unproven, keys: KeySet) -> None:
     raise Unauthenticated(f"token says {token.algorithm}, which its key is not for")
 
 
-def _checked_header(header: Mapping[str, Any]) -> tuple[str, str]:
+@lru_cache(maxsize=256)  # all tokens of one key have the same header
+def _read_header(text: str) -> tuple[str, str]:
     """Algorithm and kid of a header that tries nothing clever."""
+    header = _object(text, "header")
     algorithm = header.get("alg")
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         shown = (
