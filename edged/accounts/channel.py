@@ -50,12 +50,15 @@ class Pending:
 
 
 class PacketSocket:
-    """Non-blocking packets on the running loop. ``on_packet`` may raise BrokenPeer or MsgspecError."""
+    """Non-blocking packets on the running loop.
+
+    ``on_packet`` tells whether more are expected, and may raise BrokenPeer or MsgspecError.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
-        on_packet: Callable[[memoryview, int | None], None],
+        on_packet: Callable[[memoryview, int | None], bool],
         on_end: Callable[[], None],
     ) -> None:
         self._sock = sock
@@ -118,11 +121,13 @@ class PacketSocket:
 
     def _read(self) -> None:
         try:
-            received = _receiver.receive(self._sock, packets.NOW)
-            if received is None:
-                self.close()
-            else:
-                self._on_packet(*received)
+            more = True
+            while more:
+                received = _receiver.receive(self._sock, packets.NOW)
+                if received is None:
+                    self.close()
+                    return
+                more = self._on_packet(*received)
         except BlockingIOError:
             return
         except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
@@ -185,7 +190,7 @@ class Channel:
         """Close now; what is pending gets an error."""
         self._packets.close()
 
-    def _answered(self, packet: memoryview, fd: int | None) -> None:
+    def _answered(self, packet: memoryview, fd: int | None) -> bool:
         try:
             message = _decode_reply(packet)
         except msgspec.MsgspecError:
@@ -198,6 +203,8 @@ class Channel:
             self._settle(message, fd)
         if self._leaving and not self._pending:
             self._packets.close()
+            return False
+        return bool(self._pending)
 
     def _settle(self, message: messages.Done | messages.Failed | messages.Stale, fd: int | None) -> None:
         pending = self._pending.pop(message.call, None)

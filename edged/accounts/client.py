@@ -232,7 +232,7 @@ class Connection:
         channel = self._channels.get((_account_in(grant), worker))
         return channel is None or not channel.usable
 
-    def _answered(self, packet: memoryview, fd: int | None) -> None:
+    def _answered(self, packet: memoryview, fd: int | None) -> bool:
         theirs = None if fd is None else socket.socket(fileno=fd)
         try:
             message = _to_front(packet)
@@ -245,7 +245,7 @@ class Connection:
             if theirs is not None:
                 theirs.close()
             _fail(future, from_wire(message.failure))
-            return
+            return False
         key = (message.account, worker)
         if theirs is not None:
             self._channels[key] = Channel(theirs, self._on_channel_end)
@@ -254,6 +254,7 @@ class Connection:
             _fail(future, Unavailable("the account's worker ended"))
         elif not future.done():
             future.set_result(Held(channel, message.handle, message.account, message.expires_at))
+        return False
 
     def _ended(self) -> None:
         lost, self._pending = self._pending, {}

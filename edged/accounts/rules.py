@@ -71,8 +71,9 @@ def require(grant: Grant, need: Need, export: str, prefix: str, path: str) -> No
         return
     name = namespace_path(prefix, path)
     actions = _STORAGE_NEEDS[need]
-    if any(grant.allows(action, name) for action in actions):
-        return
+    for scope in grant.scopes:
+        if not actions.isdisjoint(scope.actions) and within(name, scope.root):
+            return
     if need in (Need.LOOK, Need.MAKE) and _leads_to_scope(grant, actions, name):
         return
     raise Denied(f"the grant does not cover this ({need.value})", detail=name)

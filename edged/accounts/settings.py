@@ -101,12 +101,8 @@ def own_name() -> str:
 def _own_account(config: Config) -> str:
     name = own_name()
     others = {rule.account for rule in config.mappings} | set(config.accounts.allowed)
-    if others - {name}:
-        raise ConfigError(
-            [
-                f"accounts.mode: 'self' serves only {name!r} (the caller), not {', '.join(sorted(others - {name}))}"
-            ]
-        )
+    if refused := ", ".join(sorted(others - {name})):
+        raise ConfigError([f"accounts.mode: 'self' serves only {name!r} (the caller), not {refused}"])
     return name
 
 

@@ -42,7 +42,7 @@ def opened(how: Beneath, root: int, path: str) -> Iterator[int]:
 
 
 def make(root: int, path: str, *, parents: bool) -> None:
-    """Make a directory; with ``parents`` also what leads to it, and one that exists is fine. Raises OSError."""
+    """Make a directory; with ``parents`` also what leads to it, and none need be new. Raises OSError."""
     if not parents:
         above, _, name = path.rpartition("/")
         with opened(DIRECTORY, root, above) as fd:

@@ -1,8 +1,9 @@
 """A worker: is one account, and serves the channels that accountd gave to fronts.
 
 The main thread speaks with accountd. Each channel has threads that wait in recvmsg, take one packet
-and answer it themselves: no poll and no hand-over between threads, the kernel wakes exactly one
-(tests/bench/accounts_open.py holds this).
+and answer it themselves: no poll and no hand-over between threads, the kernel wakes exactly one. One
+thread is fastest while calls are quick, because threads would only fight for the interpreter; the main
+thread adds more as soon as calls are slow (tests/bench/accounts_open.py holds this).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ log = get_logger("edged.worker")
 HANDLES_PER_CHANNEL = 16384
 INLINE_BYTES = 48 << 10
 SEND_S = 10.0
+SLOW_S = 0.002  # a call that takes longer waited for a disk
+WATCH_S = 0.02
+QUIET_S = 1.0
 LAST_WORDS_S = 60.0
 
 _to_worker = msgspec.msgpack.Decoder(messages.ToWorker).decode
@@ -65,6 +69,9 @@ class Channel:
     grants: dict[int, Grant] = field(default_factory=dict)
     threads: int = 0
     idle: int = 0
+    served: int = 0
+    slow: int = 0
+    seen: tuple[int, int] = (0, 0)  # served and slow when the main thread last looked
 
 
 class Worker:
@@ -78,6 +85,8 @@ class Worker:
         self._receiver = packets.Receiver()
         self._lock = threading.Lock()
         self._busy = 0
+        self._dozing = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._last_use = time.monotonic()
 
     def serve(self) -> None:
@@ -94,8 +103,9 @@ class Worker:
 
     def _obey(self) -> bool:
         """One message of accountd; False when it is time to end."""
-        readable, _, _ = select.select([self._control], [], [], self._start.idle_s / 4)
-        if not readable:
+        watched = [self._control.fileno(), self._wake]
+        if watched[0] not in select.select(watched, [], [], self._patience_s())[0]:
+            self._look_after_threads()
             if not self._busy and time.monotonic() - self._last_use > self._start.idle_s:
                 packets.send(self._control, encode(messages.Idle()))
             return True
@@ -176,18 +186,42 @@ class Worker:
         with self._lock:
             self._busy += 1
             channel.idle -= 1
-            if channel.idle == 0 and channel.threads < self._start.threads:
-                self._add_thread(channel)
+        if self._dozing:
+            self._dozing = False
+            os.eventfd_write(self._wake, 1)
+        began = time.monotonic()
         try:
             self._reply(channel, self._calls.decode(data), body)
         finally:
             if body is not None:
                 os.close(body)
-            self._last_use = time.monotonic()
+            ended = self._last_use = time.monotonic()
             with self._lock:
                 self._busy -= 1
                 channel.idle += 1
+                channel.served += 1
+                channel.slow += ended - began > SLOW_S
         return True
+
+    def _patience_s(self) -> float:
+        """How long the main thread may wait: short while there are calls to watch, else until woken."""
+        self._dozing = True
+        if self._busy or time.monotonic() - self._last_use < min(QUIET_S, self._start.idle_s):
+            self._dozing = False
+            return WATCH_S
+        return self._start.idle_s / 4
+
+    def _look_after_threads(self) -> None:
+        """More threads where all are in use and calls are slow, or none ended since the last look."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        with self._lock:
+            for channel in self._channels.values():
+                served, slow = channel.seen
+                if channel.idle == 0 and (channel.served == served or channel.slow > slow):
+                    for _ in range(min(channel.threads, self._start.threads - channel.threads)):
+                        self._add_thread(channel)
+                channel.seen = (channel.served, channel.slow)
 
     def _add_thread(self, channel: Channel) -> None:
         channel.threads += 1

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from edged.accounts import start
 from edged.accounts.client import AccountClient
 from edged.accounts.settings import PUBLIC_KEY
-from edged.config import Config
+from edged.config import Config, parse
 from edged.identity import feed
 from edged.identity.grants import Ban, Grant, Scope, sign
 from edged.identity.words import AccountName, Action, IssuerUrl, JobId, Principal, ServiceName, VoName
@@ -60,7 +60,9 @@ class Feed:
 
     async def _subscriber(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         now = time.monotonic()
-        state = [feed.Begin(now), *map(feed.Banned, self._bans.values()), feed.Loaded(now)]
+        state: list[feed.AnyMessage] = [feed.Begin(now)]
+        state += [feed.Banned(ban) for ban in self._bans.values()]
+        state.append(feed.Loaded(now))
         writer.write(feed.frame(state))
         self._writers.add(writer)
 
@@ -82,8 +84,10 @@ class Feed:
 class AccountStack:
     """accountd, a ban feed, a signing key and a client, for one configuration."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, python_path: Path | None = None) -> None:
+        """``python_path``: where accountd finds more entry points (batch verbs of a test)."""
         self.config = config
+        self._python_path = python_path
         self.key = Ed25519PrivateKey.generate()
         self.feed = Feed()
         self.client = AccountClient.of(config)
@@ -95,12 +99,21 @@ class AccountStack:
         self.publish_key()
         self.config.runtime.run.mkdir(parents=True, exist_ok=True)
         async with self.feed.running(self.config.runtime.run / feed.SOCKET):
-            self.accountd = await asyncio.to_thread(start.start_accountd, self.config)
+            self.accountd = await asyncio.to_thread(self._start)
             try:
                 async with asyncio.TaskGroup() as tasks, self.client.running(tasks):
                     yield self
             finally:
                 await asyncio.to_thread(self.accountd.stop)
+
+    def _start(self) -> start.Accountd:
+        if self._python_path is None:
+            return start.start_accountd(self.config)
+        os.environ["PYTHONPATH"] = str(self._python_path)
+        try:
+            return start.start_accountd(self.config)
+        finally:
+            del os.environ["PYTHONPATH"]
 
     def publish_key(self) -> None:
         file = self.config.runtime.state / PUBLIC_KEY
@@ -162,3 +175,45 @@ def own_account() -> str:
 
 def is_root() -> bool:
     return os.geteuid() == 0
+
+
+def configuration(
+    scratch: Path,
+    accounts: Iterable[str],
+    *,
+    idle_s: float = 900.0,
+    mode: str | None = None,
+    allowed: tuple[str, ...] = (),
+) -> Config:
+    """A site with one export ``/cms`` in ``scratch/export`` and sessions in ``scratch/sessions``."""
+    scratch.chmod(0o755)
+    export = scratch / "export"
+    export.mkdir(exist_ok=True)
+    export.chmod(0o777)
+    issuer = "https://issuer.test/"
+    mode = mode or ("accountd" if is_root() else "self")
+    tree: dict[str, object] = {
+        "site": {"name": "TEST"},
+        "runtime": {"state": str(scratch / "state"), "run": str(scratch / "run")},
+        "accounts": {"mode": mode, "idle_s": idle_s, "allowed": allowed},
+        "issuer": [{"url": issuer, "audience": ["test"], "vo": "cms"}],
+        "mapping": [{"issuer": issuer, "account": account} for account in accounts],
+        "jobs": {"sessions": str(scratch / "sessions")},
+        "storage": {"export": [{"prefix": "/cms", "root": str(export), "vo": "cms"}]},
+    }
+    return parse(tree)
+
+
+def processes(accountd: start.Accountd) -> dict[str, int]:
+    """Process name → pid, of everything below the keeper. Workers are ``f-worker:…`` and ``b-worker:…``."""
+    found: dict[str, int] = {}
+    waiting = [accountd.pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            found[Path(f"/proc/{pid}/comm").read_text().strip()] = pid
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
