@@ -209,10 +209,7 @@ def serve(settings: Settings, lifeline: int, ready: int | None) -> None:
 
     ours, theirs = packets.pair()
     if os.fork() == 0:
-        ours.close()
-        os.close(lifeline)
-        if ready is not None:
-            os.close(ready)
+        _close_all_but(theirs.fileno())
         from edged.accounts import zygote  # only here: the broker has none of the workers' code
 
         zygote.run(theirs, own=settings.own_account is not None)
@@ -261,6 +258,12 @@ def _lock(settings: Settings) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Unavailable(f"another accountd serves {settings.socket}") from None
+
+
+def _close_all_but(fd: int) -> None:
+    """Keep ``fd`` and the standard streams: a worker must find no lock, lifeline or socket of ours."""
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _gone(lifeline: int) -> bool:
