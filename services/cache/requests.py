@@ -115,15 +115,16 @@ def parse(head: bytes) -> Request:
     method, version = parser.get_method(), parser.get_http_version()
     if method == b"CONNECT":
         raise Refused(403, "no tunnels through the cache")
+    line = head[: head.index(b"\r\n")]
+    if line != b"%b %b HTTP/%b" % (method, seen.url, version.encode()):  # a memo of lines needs them canonical
+        raise Refused(400, "not a request line")
     values = _values(seen.headers, version)
     if not (seen.complete or upgrade):
         raise Refused(400, "a request body has no meaning here")
     if method not in (b"GET", b"HEAD"):
         raise Refused(405, "only GET and HEAD")
     authority, path = _target(seen.url)
-    keep_alive = _keep_alive(values, version)
-    line = head[: head.index(b"\r\n")]
-    return Request(method, authority, path, Fields(values, keep_alive), version, line)
+    return Request(method, authority, path, Fields(values, _keep_alive(values, version)), version, line)
 
 
 def _values(headers: list[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
