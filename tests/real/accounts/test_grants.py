@@ -82,7 +82,9 @@ async def test_another_user_is_not_heard(site: Site) -> None:
     async with site().running() as stack:
         path = stack.config.runtime.run / "accountd.sock"
         script = (
-            "import socket,sys; s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); s.connect(sys.argv[1])\n"
+            "import socket, sys\n"
+            "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+            "s.connect(sys.argv[1])\n"
             "try:\n s.send(b'hello'); answer=s.recv(100)\nexcept OSError:\n answer=b''\n"
             "sys.exit(1 if answer else 0)"
         )

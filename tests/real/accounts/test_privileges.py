@@ -47,8 +47,7 @@ def become_then(code: str) -> subprocess.CompletedProcess[str]:
         "def switch(groups, saved):\n"
         "    os.setgroups(groups)\n"
         "    os.setresgid(21001, 21001, 21001)\n"
-        "    os.setresuid(21001, 21001, saved)\n"
-        + code
+        "    os.setresuid(21001, 21001, saved)\n" + code
     )
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
