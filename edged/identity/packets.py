@@ -19,7 +19,7 @@ from edged.errors import Unavailable
 
 PACKET_BYTES = 128 * 1024
 _BACKLOG = 128
-_BURST = 64  # packets taken at a time, so that one peer cannot hold the loop
+_BURST = 16  # packets taken at a time, so that one peer cannot hold the loop
 _UNSENT = 1024
 _UCRED = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -37,6 +37,7 @@ class Packets:
         self._on_packet = on_packet
         self._on_close = on_close
         self._unsent: deque[bytes] = deque()
+        self._held: list[bytes] | None = None  # answers of a burst, sent together: one wake-up of the peer
         self._buffer = bytearray(PACKET_BYTES + 1)
         self._view = memoryview(self._buffer)
         self._loop = asyncio.get_running_loop()
@@ -46,6 +47,9 @@ class Packets:
         """Send now or as soon as the peer reads; who lets too much gather is cut off."""
         if self.closed:
             raise Unavailable("the connection is closed")
+        if self._held is not None:
+            self._held.append(packet)
+            return
         if self._unsent:
             self._defer(packet)
             return
@@ -88,6 +92,17 @@ class Packets:
         self._loop.remove_writer(self._sock.fileno())
 
     def _readable(self) -> None:
+        held: list[bytes] = []
+        self._held = held
+        self._take_burst()
+        self._held = None
+        try:
+            for packet in held:
+                self.send(packet)
+        except Unavailable:
+            return  # closed on the way: there is nobody to answer
+
+    def _take_burst(self) -> None:
         for _ in range(_BURST):
             try:
                 size = self._sock.recv_into(self._buffer)
