@@ -39,8 +39,8 @@ def ensure(accounts: tuple[LocalAccount, ...] = ACCOUNTS) -> None:
             if not _exists(account):
                 home = f"/home/{account.name}"
                 # '*' and not no password at all: sshd calls the latter locked
-                _run("useradd", "-u", str(account.uid), "-g", account.group, "-m", "-d", home, "-s", "/bin/bash",
-                     "-p", "*", account.name)  # fmt: skip
+                _run("useradd", "-u", str(account.uid), "-g", account.group, "-m", "-d", home,
+                     "-s", "/bin/bash", "-p", "*", account.name)  # fmt: skip
 
 
 def _exists(account: LocalAccount) -> bool:

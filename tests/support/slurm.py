@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -128,7 +127,7 @@ class SlurmTestbed:
             daemon.thaw()
         if self.controller.alive() and leftovers(self.root):
             with suppress(subprocess.SubprocessError):
-                self.run("scancel", "--state=RUNNING", f"--partition={'cpu'}", timeout=5)
+                self.run("scancel", "--state=RUNNING", "--partition=cpu", timeout=5)
         for daemon in self.nodes.values():
             daemon.stop(5)
         for pid in leftovers(self.root):
@@ -208,12 +207,6 @@ class SlurmTestbed:
     def release(self, job: str) -> None:
         self.output("scontrol", "release", job)
 
-    def wait_saved(self) -> None:
-        """Return when slurmctld has written its job state, so that a kill loses nothing older."""
-        saved = self.root / "state/job_state"
-        now = time.time()
-        until(lambda: saved.exists() and saved.stat().st_mtime > now, "job state saved", 30)
-
     # how it is made
 
     def _start(self, daemon: Daemon) -> None:
@@ -248,7 +241,8 @@ class SlurmTestbed:
     def _munged(self) -> Daemon:
         root = self.root
         argv = [
-            "munged", "--foreground", f"--socket={self.layout.munge_socket}", f"--key-file={root}/munge/munge.key",
+            "munged", "--foreground", f"--socket={self.layout.munge_socket}",
+            f"--key-file={root}/munge/munge.key",
             f"--pid-file={root}/run/munge/munged.pid", f"--log-file={root}/munge/munged.log",
             f"--seed-file={root}/munge/seed", "--num-threads=2", "--force",
         ]  # fmt: skip
@@ -265,9 +259,10 @@ class SlurmTestbed:
             "--innodb-log-file-size=8M", timeout=60,
         )  # fmt: skip
         argv = [
-            "mariadbd", "--no-defaults", "--user=mysql", f"--datadir={root}/mysql", f"--socket={socket_path}",
-            "--skip-networking", f"--pid-file={root}/run/mariadb/mariadb.pid", "--innodb-buffer-pool-size=64M",
-            "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
+            "mariadbd", "--no-defaults", "--user=mysql", f"--datadir={root}/mysql",
+            f"--socket={socket_path}", "--skip-networking", f"--pid-file={root}/run/mariadb/mariadb.pid",
+            "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M",
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
         ]  # fmt: skip
         self._start(Daemon("mariadbd", argv, root / "log/mariadbd.log"))
         client = ["mariadb", "--no-defaults", f"--socket={socket_path}"]
@@ -277,7 +272,7 @@ class SlurmTestbed:
             "GRANT ALL ON slurm_acct_db.* TO slurm@localhost;")  # fmt: skip
 
     def _start_accounting(self) -> None:
-        # slurmdbd reads slurmdbd.conf beside SLURM_CONF; its MySQL library finds the socket by MYSQL_UNIX_PORT
+        # slurmdbd reads slurmdbd.conf beside SLURM_CONF; the socket is found by MYSQL_UNIX_PORT
         environment = {
             "SLURM_CONF": str(self.layout.slurm_conf),
             "MYSQL_UNIX_PORT": str(self.layout.database_socket),

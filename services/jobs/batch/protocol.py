@@ -276,13 +276,14 @@ class BatchSystem(Protocol):
         ...
 
     async def sweep(self, grant: bytes, accounts: Sequence[str] = ()) -> Sweep:
-        """All jobs visible to the standing ``grant``'s account; ``accounts`` narrows it to theirs."""
+        """The jobs of ``accounts``, or of the standing ``grant``'s own account, as that account sees them."""
         ...
 
     async def finals(self, grant: bytes, refs: Sequence[BatchRef]) -> Sequence[BatchJob]:
         """What accounting knows of jobs that ended or left the sweep; those it does not know are missing.
 
-        Not every answer is final: a job may be back in the queue. Any number of refs.
+        Not every answer is final: accounting lags, and it goes on showing as waiting or running what the
+        live queue lost. A job that stays so here while sweeps do not show it is lost. Any number of refs.
         """
         ...
 

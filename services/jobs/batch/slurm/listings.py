@@ -39,18 +39,23 @@ class Sweep(BatchVerb, frozen=True, kw_only=True):
 
     def perform(self, where: Workplace) -> Swept:
         taken_at = time.time()
-        return Swept(taken_at, asked(where, self.argv(), self.deadline_s))
+        return Swept(taken_at, asked(where, self.argv(where.account), self.deadline_s))
 
-    def argv(self) -> list[str]:
-        """Pure. Text, because squeue --json costs 20 times as much and ignores every filter in 22.05."""
-        users = [f"--user={','.join(self.accounts)}"] if self.accounts else []
-        return ["squeue", "-h", "-r", "-a", "-t", "all", *users, "-o", queue.FORMAT]
+    def argv(self, own: str) -> list[str]:
+        """Pure. Text, because squeue --json costs 20 times as much and ignores every filter in 22.05.
+
+        Always of named accounts: a job's name may hold a newline, and what follows it reads as a line of any
+        other job. Nobody outside our accounts shall write such lines.
+        """
+        users = f"--user={','.join(self.accounts or (own,))}"
+        return ["squeue", "-h", "-r", "-a", "-t", "all", users, "-o", queue.FORMAT]
 
 
 class Find(BatchVerb, frozen=True, kw_only=True):
     """Everything Slurm knows under a job's unique name: the queue first, then accounting.
 
-    In this order, because a job moves from the first to the second.
+    In this order, because a job moves from the first to the second. A job that accounting shows as waiting
+    or running and slurmctld does not have is one that slurmctld lost: it counts as not found.
     """
 
     action: ClassVar[Action] = Action.JOB_POLL
@@ -66,25 +71,18 @@ class Find(BatchVerb, frozen=True, kw_only=True):
         if where.client_alive(client_lock(self.job)):
             raise Unavailable("an earlier sbatch of this job still runs")
         name = unique_name(self.job)
-        lines = listing(where, self.live_argv(), self.deadline_s).splitlines()
+        lines = listing(where, self.live_argv(where.account), self.deadline_s).splitlines()
         found = [job for line in lines if (job := queue.parse(line, self.cluster)) and job.ref.name == name]
         if self.accounting:
             for argv in self.remembered_argv():
-                found.extend(accounting.read(listing(where, argv, self.deadline_s)))
+                rows = accounting.read(listing(where, argv, self.deadline_s))
+                found.extend(row for row in rows if row.state.final)
         return list({job.ref.id: job for job in found if job.ref.name == name}.values())
 
-    def live_argv(self) -> list[str]:
-        return [
-            "squeue",
-            "-h",
-            "-r",
-            "-a",
-            "-t",
-            "all",
-            f"--name={unique_name(self.job)}",
-            "-o",
-            queue.FORMAT,
-        ]
+    def live_argv(self, account: str) -> list[str]:
+        """The account's own jobs only: anybody may give a job our name."""
+        chosen = [f"--user={account}", f"--name={unique_name(self.job)}"]
+        return ["squeue", "-h", "-r", "-a", "-t", "all", *chosen, "-o", queue.FORMAT]
 
     def remembered_argv(self) -> list[list[str]]:
         """By name, sacct lists only what became eligible in the window; what was cancelled while held

@@ -1,6 +1,6 @@
 """From Slurm's words to the gateway's: one pure table.
 
-Base states and flags are those of slurm.h (22.05 to 25.05). What a job's end means was measured on a real
+Base states and flags are those of slurm.h (22.05 to 25.11). What a job's end means was measured on a real
 Slurm 22.05; see the recorded outputs in tests/recorded/slurm.
 """
 
@@ -29,6 +29,7 @@ _LIVE = {
     "PENDING": BatchState.QUEUED,
     "CONFIGURING": BatchState.QUEUED,  # nodes boot for it; nothing runs yet
     "POWER_UP_NODE": BatchState.QUEUED,
+    "EXPEDITING": BatchState.QUEUED,
     "REQUEUED": BatchState.QUEUED,
     "REQUEUE_FED": BatchState.QUEUED,
     "RESV_DEL_HOLD": BatchState.HELD,
@@ -56,10 +57,10 @@ _HELD_REASONS = re.compile(r"JobHeld(User|Admin)|JobHoldMaxRequeue|.*\b(requeued
 # passes when others end, so it is waiting like any other.
 _STUCK_REASONS = re.compile(
     r"PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|DependencyNeverSatisfied|BadConstraints"
-    r"|Invalid(Account|QOS)|QOSNotAllowed|AccountNotAllowed|QOSTimeLimit|AssocTimeLimit|QOSUsageThreshold"
-    r"|FrontEndDown|SystemFailure|ReservationDeleted"
-    r"|(Assoc|QOS)\w*PerJob(Limit)?|(Assoc|QOS)\w*Minutes\w*|(Assoc|QOS)MaxWallDurationPerJobLimit"
-    r"|(Assoc|QOS)Max\w*PerNode(Limit)?|QOSMin\w+"
+    r"|Invalid(Account|QOS)|QOSNotAllowed|AccountNotAllowed|QOSTimeLimit|Association(Time|Resource)Limit"
+    r"|QOSUsageThreshold|Reservation(Deleted|Invalid)|SystemFailure"
+    r"|(Assoc|QOS)Max\w+Per(Job|Node)(Limit)?|QOSMin\w+"
+    r"|(Assoc|QOS)Grp((?!Run)\w)+Minutes(Limit)?|(Assoc|QOS)GrpWallLimit"  # a budget that is used up
 )
 
 
