@@ -14,7 +14,7 @@ import msgspec
 
 from edged import metrics
 from edged.config import Config
-from edged.errors import EdgeError, Unauthenticated, Unavailable
+from edged.errors import Denied, EdgeError, Unauthenticated, Unavailable
 from edged.identity import feed, packets, wire
 from edged.identity.grants import Ban
 from edged.identity.packets import Packets
@@ -97,6 +97,8 @@ class IdentityClient:
         self._feed = config.runtime.run / feed.SOCKET
         self._token_bytes = config.identity.token_bytes
         self._verdicts: Remembered[Verdict] = Remembered(config.identity.verdict_cache)
+        # apart from tokens: no token, whatever it spells, may find an assertion's verdict
+        self._asserted: Remembered[Verdict] = Remembered(config.identity.verdict_cache)
         self._facts: Remembered[JobFacts] = Remembered(config.identity.verdict_cache)
         self._standing: Remembered[bytes] = Remembered(4096)
         self._first_sights: dict[bytes, asyncio.Future[Verdict]] = {}
@@ -142,10 +144,10 @@ class IdentityClient:
         """A verdict on an identity this front verified itself, for accounts [[identity.assertions]] lists."""
         await self._require_feed()
         key = sha256(f"{account}\0{subject_dn}".encode("utf-8", "replace")).digest()
-        found = self._verdicts.get(key, time.time())
+        found = self._asserted.get(key, time.time())
         if found is None:
             answer = await self._ask(wire.ForAsserted(subject_dn, account), wire.Judged)
-            found = self._remember(key, answer.verdict)
+            found = self._remember(self._asserted, key, answer.verdict)
         return found
 
     async def job_grant(self, verdict: Verdict, job: JobId) -> bytes:
@@ -224,7 +226,7 @@ class IdentityClient:
         _ASKED.inc()
         try:
             answer = await self._ask(wire.ForVerdict(token), wire.Judged)
-            verdict = self._remember(key, answer.verdict)
+            verdict = self._remember(self._verdicts, key, answer.verdict)
         except BaseException as error:
             _hand_on(flight, error)
             raise
@@ -233,19 +235,17 @@ class IdentityClient:
         flight.set_result(verdict)
         return verdict
 
-    def _remember(self, key: bytes, verdict: Verdict) -> Verdict:
+    def _remember(self, where: Remembered[Verdict], key: bytes, verdict: Verdict) -> Verdict:
         """Keep a verdict, unless a ban overtook it on the way."""
         now = time.time()
         if (ban := self._revocations.ban_on(verdict.principal, now)) is not None:
-            from edged.errors import Denied
-
             raise Denied("this identity is banned at this site", detail=f"ban {ban.id}")
         ends = verdict.expires_at
         if (
             ends < verdict.token_expires_at
         ):  # renew before the grant ends, so that no request holds a dead one
             ends -= min(30.0, (ends - now) / 4)
-        self._verdicts.put(key, verdict, ends)
+        where.put(key, verdict, ends)
         return verdict
 
     def _usable(self) -> bool:
@@ -296,7 +296,8 @@ class IdentityClient:
         if ban.id in self._acted or (ban.expires_at is not None and ban.expires_at <= time.time()):
             return
         self._acted.add(ban.id)
-        self._verdicts.drop(lambda verdict: ban.covers(verdict.principal))
+        for held in (self._verdicts, self._asserted):
+            held.drop(lambda verdict: ban.covers(verdict.principal))
         self._facts.drop(lambda facts: ban.covers(facts.principal))
         for callback in self._on_ban:
             callback(ban.covers, ban.keep_jobs)

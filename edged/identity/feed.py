@@ -205,6 +205,13 @@ async def subscribed(path: Path, *, timeout_s: float = 1.0) -> AsyncIterator[Asy
 
 async def _batches(reader: asyncio.StreamReader) -> AsyncIterator[list[AnyMessage]]:
     frames = Frames()
-    while data := await reader.read(1 << 16):
+    while data := await _read(reader):
         if messages := frames.feed(data):
             yield messages
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.read(1 << 16)
+    except OSError as error:
+        raise Unavailable("the ban feed ended", detail=str(error)) from error

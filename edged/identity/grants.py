@@ -1,4 +1,4 @@
-"""Grants: principal × account × actions × expiry, signed by identity, checked by accountd.
+"""Grants: principal, account, actions and expiry, signed by identity, checked by accountd.
 
 Wire form: 64 bytes of Ed25519 signature (RFC 8032) over a context string and the msgpack payload
 that follows. The context keeps a signature made for one purpose from being valid for another.
@@ -52,7 +52,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 def within(path: str, root: str) -> bool:
     """``/foo/bar`` is within ``/foo``; ``/foobar`` is not (WLCG profile: at a ``/`` boundary)."""
-    return root == "/" or path == root or path.startswith(root.rstrip("/") + "/")
+    return root in ("/", path) or path.startswith(root.rstrip("/") + "/")
 
 
 class Ban(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,7 +117,7 @@ def add(
 ) -> None:
     """Ban whoever matches all the words given. In force everywhere within a second."""
     config = configuration.load(config_file)
-    if issuer and issuer not in {one.url for one in config.issuers}:
+    if issuer and not issuer.startswith("edged:") and issuer not in {one.url for one in config.issuers}:
         raise BadRequest(f"no [[issuer]] has url {issuer!r}")
     asked = Ban(
         id="",

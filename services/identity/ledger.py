@@ -50,7 +50,17 @@ MIGRATIONS = (Migration(1, "bans and job tokens", _META.create_all),)
 
 def store(config: Config) -> Store:
     """Identity's own database: a SQLite file beside its key; it never leaves this machine."""
-    return Store.local("identity", config.runtime.state / "identity" / "identity.sqlite", MIGRATIONS)
+    file = config.runtime.state / "identity" / "identity.sqlite"
+    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    return Store.local("identity", file, MIGRATIONS)
+
+
+def create(config: Config) -> None:
+    """Make the database at the first start, readable by nobody else; an older schema is left alone."""
+    file = config.runtime.state / "identity" / "identity.sqlite"
+    if not file.exists():
+        file.touch(mode=0o600)
+        store(config).prepare()
 
 
 @dataclass(slots=True)

@@ -24,10 +24,8 @@ from services.identity.signer import Signer
 def signer(config: Config, context: Context) -> list[Service]:
     """``identity``: holds the key, meets no network."""
     key = sealing.grant_key(config.runtime.state / "identity")
-    state = ledger.store(config)
-    if not (config.runtime.state / "identity" / "identity.sqlite").exists():
-        state.prepare()  # the first start; an older schema waits for `edged state migrate`
-    book = Ledger(state)
+    ledger.create(config)
+    book = Ledger(ledger.store(config))
     keyring = Keyring(config)
     return [
         book,

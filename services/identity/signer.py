@@ -188,13 +188,12 @@ class Signer:
             issuer = proven.issuer.url
             if proven.issuer.claims_from != "token":
                 raise _NeedsIssuer
-            judged = self._judge.decide(proven, self._ledger.ban_on)
+            return self._allowed(service, self._judge.decide(proven, self._ledger.ban_on))
         except UnknownKey:
             raise _NeedsIssuer from None
         except EdgeError as error:
             _refused(service, issuer, error)
             raise
-        return self._allowed(service, judged)
 
     async def _verdict_later(self, service: ServiceName, token: str) -> Verdict:
         issuer = "unknown"
@@ -204,11 +203,10 @@ class Signer:
             answer = None
             if proven.issuer.claims_from != "token":
                 answer = await self._keyring.claims(IssuerUrl(issuer), token)
-            judged = self._judge.decide(proven, self._ledger.ban_on, answer)
+            return self._allowed(service, self._judge.decide(proven, self._ledger.ban_on, answer))
         except EdgeError as error:
             _refused(service, issuer, error)
             raise
-        return self._allowed(service, judged)
 
     async def _prove_later(self, token: str) -> Proven:
         try:

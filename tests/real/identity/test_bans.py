@@ -95,8 +95,8 @@ async def test_bans_and_key_survive_a_restart(tmp_path: Path) -> None:
         with pytest.raises(Denied, match="banned"):
             await client.verdict(trusted.token(sub="mallory"))
         assert [ban.subject for ban in await admin(site).bans()] == ["mallory"]
-        key = site.config.runtime.state / "identity" / "grant.key"
-        assert key.stat().st_mode & 0o777 == 0o600
+        for secret in ("grant.key", "identity.sqlite"):
+            assert (site.config.runtime.state / "identity" / secret).stat().st_mode & 0o777 == 0o600
 
 
 async def test_cut_off_for_a_second_refuses_even_what_is_remembered(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ async def test_asserted_only_as_configured(tmp_path: Path) -> None:
             verdict = await jobs.asserted("/DC=ch/CN=alice", AccountName("cmsuser"))
             assert (verdict.account, verdict.vo) == ("cmsuser", "cms")
             assert verdict.has(Action.COMPUTE_CREATE)
+            with pytest.raises(Unauthenticated):  # no token finds what is remembered of assertions
+                await jobs.verdict("cmsuser\0/DC=ch/CN=alice")
             with pytest.raises(Denied):
                 await jobs.asserted("/DC=ch/CN=alice", AccountName("cmsprd"))
             with pytest.raises(Denied):
