@@ -26,8 +26,9 @@ from edged.logs import audit, get_logger
 from edged.state import Store
 from services.jobs import journal, policy
 from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
+from services.jobs.credentials import Credential, Credentials
 from services.jobs.follower import Follower, Look
-from services.jobs.model import IN_BATCH, Description, Job, State, Step
+from services.jobs.model import IN_BATCH, Description, Job, State, Step, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
 from services.jobs.sessions import Sessions
@@ -60,6 +61,7 @@ class Engine:
             raise RuntimeError("no [jobs] section")
         self.config = config.jobs
         self.registry = Registry(store, self.config.limits_by, self.config.max_jobs)
+        self.credentials = Credentials(store)
         self.sessions = sessions
         self.batches = batches
         self.drained: frozenset[str] = frozenset()
@@ -89,6 +91,8 @@ class Engine:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._store.running(tasks))
             self.registry.restore(await self._store.read(journal.load))
+            kept = await self._store.read(journal.credentials)
+            self.credentials.restore(msgspec.msgpack.decode(record, type=Credential) for record in kept)
             drained = await self._store.read(lambda c: journal.setting(c, DRAINED))
             self.drained = frozenset(filter(None, (drained or "").split(",")))
             work = await stack.enter_async_context(Background())
@@ -120,6 +124,14 @@ class Engine:
                     await self._clean_quietly(job)
                 elif job.missing and job.created_at + self.config.inputs_s < now:
                     self._pipeline.push(job)
+            await self._sweep_credentials()
+
+    async def _sweep_credentials(self) -> None:
+        used = frozenset(job.delegation for job in self.registry if job.delegation and not job.state.final)
+        try:
+            await self.credentials.sweep(used)
+        except EdgeError as error:
+            log.warning("expired delegations not removed", extra={"reason": str(error)})
 
     async def _clean_quietly(self, job: Job) -> None:
         try:
@@ -195,6 +207,11 @@ class Engine:
             raise Unavailable(f"queue {queue.name} is draining")
         for after in description.after:
             self.registry.of(verdict, after.job)
+        if (
+            description.delegation
+            and not self.credentials.of(verdict.principal, description.delegation).ready
+        ):
+            raise BadRequest("the delegation is not finished: its certificate was never sent")
         if description.array is None:
             return [(self._job(verdict, description, queue.name), description)]
         family = new_id()
@@ -234,6 +251,11 @@ class Engine:
             stderr=description.stdout if description.join else description.stderr,
             after=description.after,
             missing=description.inputs,
+            inputs=description.inputs,
+            outputs=description.outputs,
+            stdin=description.stdin or "",
+            delegation=description.delegation,
+            reruns=description.reruns,
             keep_s=description.keep_s or self.config.keep_s,
             history=[Step(now, State.ACCEPTED)],
         )
@@ -248,7 +270,10 @@ class Engine:
             raise Denied(f"queue {job.queue} is no longer configured")
         rule = policy.rule_of(self._site.mappings, job.account, job.job_class)
         submission = policy.submission(job, queue, rule)
-        files = await self._files_of(job, description, submission)
+        files = {
+            **await self._files_of(job, description, submission),
+            **self.credentials.files(job.delegation),
+        }
         await self.sessions.create(self.registry.grant(job.id), job.id, files)
         return submission
 
@@ -313,6 +338,35 @@ class Engine:
     async def _clean(self, job: Job) -> None:
         await self.sessions.remove(self.registry.grant(job.id), job.id)
         await self.registry.forget(job)
+
+    async def restart(self, verdict: Verdict, job: Job) -> None:
+        """Begin a failed job again, in the same session directory. Raises Conflict, Busy, Unavailable."""
+        if job.state is not State.FAILED:
+            raise Conflict("Job has not failed")
+        if job.reruns < 1:
+            raise Conflict("No more restarts allowed")
+        if self.drained & {"*", job.queue}:
+            raise Unavailable("the queue is draining: no new jobs for now")
+        self.registry.load.admit(
+            policy.Caller(job.vo, job.account, job.job_class), 1, len(self.registry) - 1, time.time()
+        )
+        await self.registry.settled(job.id)
+        grant = await self._identity.job_grant(verdict, job.id)
+        await self._store.write(journal.regrant(job.id, grant))
+        self.registry.regrant(job.id, grant)
+        await self.sessions.reopen(grant, job.id)
+        if job.state is not State.FAILED:
+            raise Conflict("Job has not failed")  # somebody else was quicker
+        begin_again(job)
+        await self.registry.move(job, State.ACCEPTED, f"restarted by {verdict.principal.subject}")
+        self._pipeline.push(job)
+
+    async def renewed(self, delegation: str) -> None:
+        """A delegation has a new credential: hand it to the jobs that use it and are under way."""
+        files = self.credentials.files(delegation)
+        for job in self.registry:
+            if job.delegation == delegation and not job.state.final and job.state is not State.ACCEPTED:
+                await self.sessions.create(self.registry.grant(job.id), job.id, files)
 
     async def put_input(self, job: Job, name: str, content: AsyncIterator[bytes]) -> None:
         """Receive an input the job waits for."""

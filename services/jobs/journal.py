@@ -57,7 +57,17 @@ SETTINGS = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
-MIGRATIONS = (Migration(1, "jobs, usage, settings", META.create_all),)
+CREDENTIALS = sa.Table(
+    "credentials",
+    META,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+MIGRATIONS = (
+    Migration(1, "jobs, usage, settings", META.create_all),
+    Migration(2, "credentials", META.create_all),
+)
 
 
 def open_store(config: Config) -> Store:
@@ -135,7 +145,7 @@ def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
     """Work for ``Store.write``: what an ended job used. Writing it twice leaves one row."""
     ended = job.ended_at or time.time()
     row = {
-        "job": job.id,
+        "job": f"{job.id}.{job.run}" if job.run else job.id,  # a restarted job used twice
         "day": time.strftime("%Y-%m-%d", time.gmtime(ended)),
         "vo": job.vo,
         "account": job.account,
@@ -151,7 +161,7 @@ def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
     }
 
     def work(connection: sa.Connection) -> None:
-        connection.execute(USAGE.delete().where(USAGE.c.job == job.id))
+        connection.execute(USAGE.delete().where(USAGE.c.job == row["job"]))
         connection.execute(USAGE.insert(), row)
 
     return work
@@ -199,3 +209,32 @@ def put_setting(name: str, value: str) -> Any:
         connection.execute(SETTINGS.insert(), {"name": name, "value": value})
 
     return work
+
+
+def put_credential(name: str, record: bytes) -> Any:
+    """Work for ``Store.write``: remember a delegated credential."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.execute(CREDENTIALS.delete().where(CREDENTIALS.c.id == name))
+        connection.execute(CREDENTIALS.insert(), {"id": name, "record": record})
+
+    return work
+
+
+def drop_credentials(names: Sequence[str]) -> Any:
+    """Work for ``Store.write``: forget them."""
+    return lambda connection: (
+        connection.execute(CREDENTIALS.delete().where(CREDENTIALS.c.id.in_(names))) and None
+    )
+
+
+def credentials(connection: sa.Connection) -> list[bytes]:
+    """All delegated credentials, as they were put."""
+    return list(connection.scalars(sa.select(CREDENTIALS.c.record).order_by(CREDENTIALS.c.id)))
+
+
+def regrant(job: JobId, grant: bytes) -> Any:
+    """Work for ``Store.write``: another job grant, for a job that begins again."""
+    return lambda connection: (
+        connection.execute(JOBS.update().where(JOBS.c.id == job).values(grant=grant)) and None
+    )

@@ -89,10 +89,13 @@ class Array(Request, frozen=True):
 
 
 class Description(Request, frozen=True):
-    """A job as it is asked for: an ``executable`` with ``arguments``, or a ``script`` whose first line is ``#!``.
+    """A job as it is asked for: an ``executable`` with ``arguments``, or a ``script`` that begins with ``#!``.
 
     ``inputs`` are names the caller will upload; the job waits for them. ``key`` makes a repeat harmless:
-    the same key of the same principal gives the same job.
+    the same key of the same principal gives the same job. ``outputs``: all the caller will fetch (None:
+    whatever is there). ``programs`` are inputs to be made executable. ``reruns``: how often it may be started
+    again after failing. ``delegation`` names a credential of the caller's to be given to the job.
+    ``source`` is the text this was translated from, for doors that speak another language.
     """
 
     name: Label = ""
@@ -111,6 +114,11 @@ class Description(Request, frozen=True):
     after: Annotated[tuple[After, ...], Meta(max_length=100)] = ()
     array: Array | None = None
     keep_s: Annotated[int, Meta(ge=0, le=365 * 86400)] = 0
+    outputs: Annotated[tuple[FileName, ...], Meta(max_length=1000)] | None = None
+    programs: Annotated[tuple[FileName, ...], Meta(max_length=1000)] = ()
+    reruns: Annotated[int, Meta(ge=0, le=5)] = 0
+    delegation: Annotated[str, Meta(max_length=64)] = ""
+    source: Annotated[str, Meta(max_length=8 << 20)] = ""
     key: Annotated[str, Meta(max_length=200)] = ""
 
 
@@ -126,7 +134,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A job through all its states; the engine's memory and, encoded, its journal.
 
     Times are Unix seconds. The description lies beside it in the journal. ``attempt`` counts the
-    submissions begun, ``attempt_at`` is when the last one began.
+    submissions begun, ``attempt_at`` is when the last one began. ``run`` counts restarts, ``past`` has the
+    batch jobs of the runs before; ``reruns`` are left.
     """
 
     id: JobId
@@ -169,7 +178,27 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     max_rss: int | None = None
     tres: dict[str, str] = {}
     keep_s: float = 0.0
+    stdin: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
+    delegation: str = ""
+    reruns: int = 0
+    run: int = 0
+    past: tuple[BatchRef, ...] = ()
     history: list[Step] = []
+
+
+def begin_again(job: Job) -> None:
+    """Forget the run that failed, but not its batch job: a look-up by name must not take it for new."""
+    job.run += 1
+    job.reruns -= 1
+    if job.ref is not None:
+        job.past = (*job.past, job.ref)
+    job.ref, job.attempt, job.attempt_at, job.stuck_since = None, 0, 0.0, 0.0
+    job.cancel, job.raw_state, job.exit_code, job.signal = "", "", None, 0
+    job.queued_at = job.started_at = job.ended_at = None
+    job.nodes, job.tres = (), {}
+    job.cpu_s = job.elapsed_s = job.max_rss = None
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from edged.config import Config
 from edged.config.jobs import Jobs
 from services.jobs.batch.protocol import Submission
-from services.jobs.batch.script import Files, Payload, session_files
+from services.jobs.batch.script import Files, Payload, inside, quoted, session_files
+from services.jobs.credentials import PROXY_FILE, TOKEN_FILE
 from services.jobs.model import Description, Job
 from services.jobs.policy import software_name
 
@@ -31,7 +32,7 @@ class Payloads:
             stderr=description.stderr,
             join=description.join,
             mpi=submission.mpi,
-            init=self._init(description),
+            init=(*self._init(description), *_credentials(job), *_programs(description)),
             site_environment=self._environment(job),
         )
         return session_files(job.id, payload)
@@ -52,3 +53,16 @@ class Payloads:
         if job.array_index is not None:
             told |= {"EDGED_ARRAY_ID": job.array, "EDGED_ARRAY_INDEX": str(job.array_index)}
         return told
+
+
+def _programs(description: Description) -> tuple[str, ...]:
+    """Inputs that are programs."""
+    return tuple(f"chmod u+x -- {quoted('./' + inside(name))}" for name in description.programs)
+
+
+def _credentials(job: Job) -> tuple[str, ...]:
+    """Where tools look for what the owner delegated; the files are the session's, renewed in place."""
+    if not job.delegation:
+        return ()
+    files = {"X509_USER_PROXY": PROXY_FILE, "BEARER_TOKEN_FILE": TOKEN_FILE}
+    return tuple(f'[ ! -f {file} ] || export {name}="$PWD/{file}"' for name, file in files.items())

@@ -178,7 +178,7 @@ class Pipeline:
 
     async def _must_wait(self, job: Job) -> bool:
         if job.missing:
-            if time.time() > job.created_at + self._config.inputs_s:
+            if time.time() > max(job.created_at, job.changed_at if job.run else 0.0) + self._config.inputs_s:
                 await self._fail(job, f"inputs never came: {', '.join(job.missing[:5])}", "inputs")
             return True
         for after in job.after:
@@ -233,7 +233,7 @@ class Pipeline:
 
     async def _recover(self, job: Job) -> None:
         """An attempt whose outcome nobody knows: look until it is found or surely absent."""
-        found = await self._look(job)
+        found = [one for one in await self._look(job) if not any(one.ref.same(past) for past in job.past)]
         if found:
             job.ref = _the_one(found).ref
             SUBMISSIONS.labels("found").inc()

@@ -199,7 +199,8 @@ def check_description(description: Description, config: Jobs) -> None:
         raise BadRequest("give exactly one of executable and script")
     if description.script and not description.script.startswith("#!"):
         raise BadRequest("script: its first line must name an interpreter (#!/bin/sh)")
-    for name in (description.stdin, description.stdout, description.stderr, *description.inputs):
+    named = (*description.inputs, *description.programs, *(description.outputs or ()))
+    for name in (description.stdin, description.stdout, description.stderr, *named):
         if name is not None:
             check_name(name)
     for word in _words(description):

@@ -71,6 +71,10 @@ class Registry:
         """The job grant signed at submission."""
         return self._grants[job]
 
+    def regrant(self, job: JobId, grant: bytes) -> None:
+        """A new job grant, for a job that begins again."""
+        self._grants[job] = grant
+
     def page(self, account: AccountName, after: str, newest_first: bool = False) -> Iterator[Job]:
         """An account's jobs in order of submission, those after the cursor ``after``."""
         ids = self._by_account.get(account, [])

@@ -18,6 +18,7 @@ import msgspec
 from edged.accounts.api import SESSIONS, Entry, Files, Kind, OpenFile, Place
 from edged.errors import BadRequest, Conflict, NotFound, TooLarge
 from edged.identity.words import JobId
+from services.jobs.batch.script import MARKER, OUTCOME, PRIVATE
 from services.jobs.policy import check_name
 
 LISTING = 10_000
@@ -36,6 +37,12 @@ class Sessions(Protocol):
     async def open(self, grant: bytes, job: JobId, name: str) -> OpenFile: ...
 
     async def list(self, grant: bytes, job: JobId, name: str = "") -> list[Entry]: ...
+
+    async def open_own(self, grant: bytes, job: JobId, name: str) -> OpenFile: ...
+
+    async def delete(self, grant: bytes, job: JobId, name: str) -> None: ...
+
+    async def reopen(self, grant: bytes, job: JobId) -> None: ...
 
     async def remove(self, grant: bytes, job: JobId) -> None: ...
 
@@ -93,6 +100,21 @@ class LocalSessions:
         """One output, for reading."""
         check_name(name)
         return await self._files.open(grant, place(job, name))
+
+    async def open_own(self, grant: bytes, job: JobId, name: str) -> OpenFile:
+        """One of edged's own files, for reading. The job could have written anything into it."""
+        return await self._files.open(grant, place(job, str(PRIVATE / name)))
+
+    async def delete(self, grant: bytes, job: JobId, name: str) -> None:
+        """Remove one file, or a directory with all below it."""
+        check_name(name)
+        await self._files.remove(grant, place(job, name), recursive=True)
+
+    async def reopen(self, grant: bytes, job: JobId) -> None:
+        """Make room for another run: the marker of the last one, and its outcome, go."""
+        for name in (MARKER, OUTCOME):
+            with contextlib.suppress(NotFound):
+                await self._files.remove(grant, place(job, str(name)))
 
     async def list(self, grant: bytes, job: JobId, name: str = "") -> list[Entry]:
         """A directory of the session, without edged's own files."""
