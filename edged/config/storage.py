@@ -51,20 +51,24 @@ Network = Annotated[str, AfterValidator(_network)]
 class Export(Section):
     """A piece of the file system shown outside."""
 
-    name: Word | None = Field(default=None, description="Short name for logs and metrics; default: from the prefix")
+    name: Word | None = Field(default=None, description="Short name in logs and metrics; default: the prefix")
     prefix: Prefix = Field(description="Where it appears in the namespace, e.g. /cms")
     root: AbsolutePath = Field(description="The directory it shows")
     vo: Word
-    accounts: tuple[AccountNameField, ...] = Field(default=(), description="Accounts that may use it; empty: the VO's")
+    accounts: tuple[AccountNameField, ...] = Field(
+        default=(), description="Who may use it; empty: the VO's accounts"
+    )
     anonymous: AccountNameField | None = Field(
-        default=None, description="Anyone may read, as this account ([[identity.assertions]] must list it)"
+        default=None, description="Anyone may read, as this account (listed in [[identity.assertions]])"
     )
     upkeep: AccountNameField | None = Field(
-        default=None, description="Account that writes dumps and reports space ([[identity.assertions]] must list it)"
+        default=None,
+        description="Account for dumps, space and sweeping (listed in [[identity.assertions]])",
     )
-    size: ByteSize | None = Field(default=None, description="Space shown where the file system knows no quota")
+    size: ByteSize | None = Field(default=None, description="Space shown where no quota is known")
     create_parents: bool = Field(
-        default=True, description="PUT, MKCOL, COPY and MOVE make missing parents (Rucio needs it; RFC 4918 says 409)"
+        default=True,
+        description="Missing parents are made: Rucio needs it, RFC 4918 says 409",
     )
     prune: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Remove directories a DELETE leaves empty, this many levels up; 0: never"
@@ -89,16 +93,16 @@ class ThirdParty(Section):
     deny: tuple[Network, ...] = Field(
         default=INTERNAL_NETWORKS, description="Never connect there, whatever a name resolves to"
     )
-    allow: tuple[Network, ...] = Field(default=(), description="Exceptions from `deny`, e.g. a data-transfer network")
-    plain_http: bool = Field(default=False, description="Also http:// partners; tokens then travel in the clear")
+    allow: tuple[Network, ...] = Field(default=(), description="Exceptions from `deny`")
+    plain_http: bool = Field(default=False, description="Also http:// partners: tokens in the clear")
     per_vo: Count = Field(default=40, description="Copies running at once for one VO; more wait")
-    waiting: Count = Field(default=1000, description="Copies waiting in all; more are told to come later")
+    waiting: Count = Field(default=1000, description="Copies waiting in all; more fail")
     streams: Annotated[int, Field(ge=1, le=16)] = Field(default=4, description="Most connections of one pull")
     marker_s: Seconds = Field(default=5.0, description="Period of performance markers (FTS expects 5 s)")
-    connect_s: Seconds = Field(default=30.0, description="Name look-up, connection and TLS handshake, each address")
-    stall_s: Seconds = Field(default=120.0, description="A copy without a byte for this long is broken off")
+    connect_s: Seconds = Field(default=30.0, description="Connection and TLS handshake, each address")
+    stall_s: Seconds = Field(default=120.0, description="A copy without a byte for so long ends")
     digest_s: Seconds = Field(default=900.0, description="How long a partner may compute a checksum")
-    attempts: Count = Field(default=4, description="Connections tried for one pull; later ones resume by range")
+    attempts: Count = Field(default=4, description="Tries of one pull; later ones resume by range")
     redirects: Annotated[int, Field(ge=0, le=20)] = 5
 
 
@@ -108,7 +112,7 @@ class Storage(Front):
     exports: tuple[Export, ...] = Field(default=(), alias="export")
     url: str = Field(default="", description="Public URL, where it differs from site.host and `listen`")
     third_party: ThirdParty = ThirdParty()
-    durable: bool = Field(default=True, description="fsync file and directory before an upload is acknowledged")
+    durable: bool = Field(default=True, description="fsync before an upload is acknowledged")
     digests: tuple[Literal["md5", "sha-256", "sha-512", "crc32c"], ...] = Field(
         default=(), description="Computed for every upload besides adler32"
     )
@@ -116,11 +120,13 @@ class Storage(Front):
     listing: Count = Field(default=1_000_000, description="Longest directory listing, in entries")
     xml_body: ByteSize = Field(default=256 << 10, description="Largest PROPFIND, PROPPATCH or LOCK body")
     upload: ByteSize = Field(default=16 << 40, description="Largest file")
-    upload_memory: ByteSize = Field(default=256 << 20, description="Bytes of all running uploads held in memory")
+    upload_memory: ByteSize = Field(default=256 << 20, description="Bytes held for all running uploads")
     threads: Count = Field(default=8, description="Blocking file calls at once, per export")
-    stall_s: Seconds = Field(default=120.0, description="A peer that takes or sends no byte for this long is cut")
+    stall_s: Seconds = Field(default=120.0, description="A peer without a byte for so long is cut")
     locks: Count = Field(default=10_000, description="WebDAV locks held at once")
     lock_s: Seconds = Field(default=3600.0, description="Longest life of a lock without refresh")
     space_s: Seconds = Field(default=30.0, description="How long an answer about space and quota is reused")
-    report: str = Field(default="/.well-known/wlcg-storage-report", description="Path of the SRR document; empty: none")
+    report: str = Field(
+        default="/.well-known/wlcg-storage-report", description="Path of the SRR; empty: none"
+    )
     report_public: bool = Field(default=False, description="SRR without a token")

@@ -68,6 +68,17 @@ class Exchange:
         if not decision.allowed:
             raise Denied(decision.reason)
 
+    def decided_refused(self, what: str, reason: str) -> None:
+        """An audit line for a refusal that no capability could change."""
+        audit(
+            what,
+            who=self.verdict.principal.for_log(),
+            account=self.verdict.account,
+            path=self.target.key,
+            allowed=False,
+            reason=reason,
+        )
+
     async def renewed(self) -> bytes:
         """A grant that lives long enough for the next call, as long as the token does."""
         if self.token and self.verdict.expires_at < time.time() + 30:

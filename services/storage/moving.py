@@ -23,6 +23,7 @@ from services.storage.guard import Guard
 from services.storage.namespace import Namespace, OwnNames, Target, path_of
 from services.storage.properties import DEAD, is_directory
 from services.storage.sending import Connection
+from services.storage.thirdparty.copies import Copies
 from services.storage.transfers import Transfers
 
 PIECE = 16 << 20
@@ -39,7 +40,10 @@ class Moving:
         guard: Guard,
         changing: Changing,
         copier: Copier,
+        *,
+        copies: Copies,
     ) -> None:
+        self._copies = copies
         self._files = files
         self._namespace, self._own_names = names
         self._guard = guard
@@ -89,7 +93,10 @@ class Moving:
             await self._files.rename(exchange.grant, source, target, replace=replace)
 
     async def copy(self, exchange: Exchange) -> web.StreamResponse:
-        """201, 204 when something was replaced, 207 when a part could not be copied."""
+        """201, 204 when something was replaced, 207 when a part could not be copied; 202 with markers
+        when another server is the other end."""
+        if self._copies.concerns(exchange):
+            return await self._copies.copy(exchange)
         exchange.require(READ)
         destination = self.destination(exchange)
         source = await self._source(exchange, destination)

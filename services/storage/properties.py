@@ -6,6 +6,7 @@ Pure. Dead properties of a file are one attribute, so that PROPPATCH changes all
 from __future__ import annotations
 
 import mimetypes
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +110,10 @@ def _created(r: Resource) -> str | None:
 
 
 def _mode(r: Resource) -> str | None:
-    return f"{r.entry.mode & 0o177777:o}" if r.entry else None
+    """As DPM did it, in octal with the type: davix believes it over resourcetype."""
+    if r.entry is None:
+        return None
+    return f"{(stat.S_IFDIR if r.collection else stat.S_IFREG) | r.entry.mode:o}"
 
 
 def _executable(r: Resource) -> str | None:

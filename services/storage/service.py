@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from edged.identity.client import IdentityClient, Verdicts
 from edged.identity.words import ServiceName
 from edged.lifecycle import Service
 from edged.services import Context
-from edged.tls import ServerTls
+from edged.tls import ServerTls, client_context
 from services.storage.changing import Changing
 from services.storage.checksums import Checksums
 from services.storage.disk import Disk
@@ -31,6 +32,8 @@ from services.storage.moving import Copier, Moving
 from services.storage.namespace import Namespace, OwnNames, Target
 from services.storage.reading import Reading
 from services.storage.space import Spaces
+from services.storage.thirdparty.copies import Copies, InProcess
+from services.storage.thirdparty.dial import Dialer
 from services.storage.transfers import Transfers
 from services.storage.wellknown import WellKnown
 from services.storage.writing import Writing
@@ -85,7 +88,18 @@ class StorageFront:
         writing = Writing(storage, files, self._disk_of, self.transfers, guard)
         changing = Changing(files, guard)
         copier = Copier(storage, files, self._disk_of, checksums, self.transfers)
-        moving = Moving(files, (namespace, self._own_names), guard, changing, copier)
+        dialer = Dialer(storage.third_party, partner_tls(self._config))
+        executor = InProcess(storage, files, dialer, self._disk_of, checksums)
+        copies = Copies(
+            storage.third_party,
+            dialer,
+            executor,
+            self.transfers,
+            guard,
+            own_names=self._own_names,
+            processes=storage.workers,
+        )
+        moving = Moving(files, (namespace, self._own_names), guard, changing, copier, copies=copies)
         locking = Locking(files, guard, storage.xml_body)
         verbs = {
             "GET": reading.get,
@@ -133,6 +147,14 @@ class StorageFront:
         self._locks.close()
         for disk in self._disks.values():
             disk.close()
+
+
+def partner_tls(config: Config) -> ssl.SSLContext:
+    """How we trust partners: the CA bundle, and the grid's CA directory where one is configured."""
+    context = client_context(config.tls)
+    if config.tls.ca_directory is not None:
+        context.load_verify_locations(capath=str(config.tls.ca_directory))
+    return context
 
 
 def own_names(config: Config, storage: Storage) -> OwnNames:

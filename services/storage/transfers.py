@@ -22,7 +22,7 @@ SWEEP_S = 5.0
 class Transfer:
     """One running transfer. Whoever moves its bytes adds them to ``moved``."""
 
-    __slots__ = ("_abort", "_seen", "_still", "account", "cut", "kind", "moved", "principal")
+    __slots__ = ("_abort", "_seen", "_still", "account", "cut", "kind", "moved", "principal", "watched")
 
     def __init__(self, kind: str, principal: Principal, account: str, abort: Callable[[], object]) -> None:
         self.kind = kind
@@ -30,6 +30,7 @@ class Transfer:
         self.account = account
         self.moved = 0
         self.cut = ""
+        self.watched = True
         self._abort = abort
         self._seen = 0
         self._still = 0.0
@@ -65,10 +66,20 @@ class Transfers:
 
     @contextmanager
     def running(
-        self, kind: str, principal: Principal, account: str, abort: Callable[[], object]
+        self,
+        kind: str,
+        principal: Principal,
+        account: str,
+        abort: Callable[[], object],
+        *,
+        watch: bool = True,
     ) -> Iterator[Transfer]:
-        """Count one from here to the end of the block. ``abort`` must make the block end."""
+        """Count one from here to the end of the block. ``abort`` must make the block end.
+
+        ``watch``: cut it when it stalls; copies between servers have their own clocks.
+        """
         transfer = Transfer(kind, principal, account, abort)
+        transfer.watched = watch
         gauge = ACTIVE.labels(kind, principal.vo)
         self._running.add(transfer)
         gauge.inc()
@@ -99,5 +110,5 @@ class Transfers:
         while True:
             await asyncio.sleep(period)
             for transfer in self:
-                if transfer.stalled_for(period) >= self._stall_s:
+                if transfer.watched and transfer.stalled_for(period) >= self._stall_s:
                     transfer.abort("stalled")

@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from edged.accounts.api import Entry, Files, Temporary
 from edged.accounts.faults import of_os
 from edged.config.storage import Storage
-from edged.errors import BadRequest, Conflict, Denied, PreconditionFailed, TooLarge
+from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFailed, TooLarge
 from services.storage import digests, records
 from services.storage.access import CREATE, MODIFY
 from services.storage.conditions import etag
@@ -33,8 +33,10 @@ SMALL = 64 * 1024  # written without a thread: goes to the page cache
 class Intake:
     """The receiving end of one file: digests and disk writes in a thread, one block behind the network."""
 
-    def __init__(self, fd: int, disk: Disk, algorithms: Sequence[str], block: int) -> None:
+    def __init__(self, fd: int, disk: Disk, algorithms: Sequence[str], block: int, *, at: int = 0) -> None:
+        """``at``: where in the file the first byte belongs."""
         self.size = 0
+        self._at = at
         self._fd = fd
         self._disk = disk
         self._digests = digests.Several(algorithms)
@@ -79,20 +81,22 @@ class Intake:
     def _put(self, chunks: list[bytes]) -> None:
         for chunk in chunks:
             self._digests.update(chunk)
-        write_all(self._fd, chunks)
+        self._at = write_all(self._fd, chunks, self._at)
 
 
-def write_all(fd: int, chunks: list[bytes]) -> None:
-    """Append all chunks to a file. Raises OSError."""
+def write_all(fd: int, chunks: list[bytes], at: int) -> int:
+    """Write all chunks from offset ``at``; the offset after them. Raises OSError."""
     most = 512  # below IOV_MAX
     for start in range(0, len(chunks), most):
         part: list[bytes | memoryview] = list(chunks[start : start + most])
         while part:
-            done = os.writev(fd, part)
+            done = os.pwritev(fd, part, at)
+            at += done
             while part and done >= len(part[0]):
                 done -= len(part.pop(0))
             if part and done:
                 part[0] = memoryview(part[0])[done:]
+    return at
 
 
 class Writing:
@@ -121,9 +125,12 @@ class Writing:
         replace = before is not None or (
             exchange.allows(MODIFY) and exchange.headers.get("If-None-Match", "").strip() != "*"
         )
-        temporary = await self._files.temporary(
-            exchange.grant, exchange.target.place, parents=exchange.target.export.create_parents
-        )
+        try:
+            temporary = await self._files.temporary(
+                exchange.grant, exchange.target.place, parents=exchange.target.export.create_parents
+            )
+        except NotFound as error:
+            raise Conflict("the parent collection does not exist") from error
         committed = False
         try:
             found = await self._receive(exchange, temporary, announced)

@@ -91,7 +91,8 @@ class StorageSite:
         if self._process.poll() is not None:
             raise RuntimeError(self.log.read_text()[-3000:])
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.observe}/readyz", timeout=2).status == 200
+            url = f"http://127.0.0.1:{self.observe}/readyz"
+            return bool(urllib.request.urlopen(url, timeout=2).status == 200)
         except (OSError, urllib.error.HTTPError):
             return False
 
