@@ -19,14 +19,15 @@ ATTEMPT_DELAY_S = 0.25  # RFC 8305 §5
 _CONNECTING = (errno.EINPROGRESS, errno.EAGAIN)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Endpoint:
-    """A checked address and a port, and what allowed it."""
+    """A checked address and a port, and what allowed it. ``seen``: its events so far."""
 
     address: Address
     port: int
     place: Place
     decision: Decision
+    seen: int = 0
 
 
 def interleaved(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
@@ -98,23 +99,25 @@ class Dial:
             return False
         fd = sock.fileno()
         self._attempts[fd] = (sock, endpoint)
-        self._poller.add(fd, lambda _events: self._ready(fd))
+        self._poller.add(fd, lambda events: self._ready(fd, events))
         return True
 
-    def _ready(self, fd: int) -> None:
+    def _ready(self, fd: int, events: int) -> None:
         attempt = self._attempts.get(fd)
         if attempt is None:
             return
         sock, endpoint = attempt
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code == 0:
-            try:
-                peer = sock.getpeername()
-            except OSError:  # a stale event: still on its way
+        try:
+            peer = sock.getpeername()
+        except OSError:
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code == 0:  # a stale event: still on its way
                 return
+        else:
             if peer[1] == endpoint.port and _same(peer[0], endpoint.address):
                 del self._attempts[fd]
                 self.cancel()
+                endpoint.seen = events
                 self._done(sock, endpoint, 0)
                 return
             code = errno.EHOSTUNREACH  # not where we meant to go

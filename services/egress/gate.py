@@ -14,7 +14,7 @@ from typing import Any
 
 from edged import logs
 from edged.config import Config
-from edged.config.egress import Egress, Way
+from edged.config.egress import Egress, Source, Way
 from edged.errors import EdgeError
 from edged.http import listen
 from edged.identity.client import Verdicts
@@ -22,13 +22,15 @@ from edged.identity.words import JobId, Principal
 from services.egress import http
 from services.egress.accounts import Accounts
 from services.egress.addresses import Address, Guard, canonical
+from services.egress.destinations import Place
 from services.egress.interfaces import own_addresses
+from services.egress.journal import Journal
 from services.egress.limits import Meter, Meters
 from services.egress.names import Names
-from services.egress.outcomes import PASSED, Outcome, Refusal
+from services.egress.outcomes import Outcome, Refusal
 from services.egress.passes import Passes
 from services.egress.pipes import Pipes
-from services.egress.policy import Asker, Policy
+from services.egress.policy import Asker, Decision, Policy
 from services.egress.poller import LEVEL, Poller
 from services.egress.relays import Relay
 from services.egress.session import Session
@@ -40,6 +42,7 @@ log = logs.get_logger("services.egress")
 TICK_S = 0.1  # tunnels held by a rate go on this often; deadlines are kept to this
 SWEEP_TICKS = 10
 _ACCEPTS = 64
+_REMEMBERED = 65536
 
 
 class Gate:
@@ -73,11 +76,14 @@ class Gate:
         self.pipes = Pipes(self.limits.pipes)
         self.sessions: set[Session] = set()
         self.tunnels: set[Tunnel] = set()
+        self.journal = Journal()
         self.now = time.monotonic()
         self._inherited = dict(inherited or {})
         self._moment = datetime.now().astimezone()
-        self._open_by: Counter[Address] = Counter()
+        self._open_by: Counter[str] = Counter()
         self._asking: set[asyncio.Task[None]] = set()
+        self._hosts: dict[str, tuple[Address, Source | None]] = {}
+        self._decisions: dict[tuple[Asker, Way, Place], Decision] = {}
         self._relay_of: dict[int, Relay] = {}
         self.poller: Poller
         self.loop: asyncio.AbstractEventLoop
@@ -135,6 +141,8 @@ class Gate:
                 self._relay_of[sock.fileno()] = relay
                 self.listeners.append(sock)
         for sock in self.listeners:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit both
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if sock.fileno() not in self._relay_of:  # all our protocols let the client speak first
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(self.limits.head_s))
             self.poller.add(sock.fileno(), self._acceptor(sock), LEVEL)
@@ -151,6 +159,8 @@ class Gate:
             deny=self.settings.deny, inside=self.settings.inside, own=own, listeners=frozenset(listeners)
         )
         self.policy = Policy(self.settings, guard)
+        self._hosts.clear()
+        self._decisions.clear()
 
     def _shut(self) -> None:
         for session in list(self.sessions):
@@ -160,6 +170,7 @@ class Gate:
         for sock in self.listeners:
             sock.close()
         self.listeners.clear()
+        self.journal.flush()
         self.pipes.close()
         self.poller.close()
 
@@ -182,19 +193,17 @@ class Gate:
         return accept
 
     def _take(self, sock: socket.socket, host: str, relay: Relay | None) -> None:
-        address = canonical(ipaddress.ip_address(host))
-        source = self.policy.source_of(address)
+        address, source = self._known(host)
         way = Way.PROXY if relay is None else Way.RELAY
         full = len(self.sessions) + len(self.tunnels) >= self.limits.connections
-        if source is None or full or self._open_by[address] >= self.limits.connections_per_source:
+        name = str(address)
+        if source is None or full or self._open_by[name] >= self.limits.connections_per_source:
             outcome = Outcome.NO_SOURCE if source is None else Outcome.LIMIT
             self.accounts.of(None, way, "").refused[outcome] += 1
             sock.close()
             return
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._open_by[address] += 1
+        self._open_by[name] += 1
         session = Session(self, sock, address, source, self.now + self.limits.head_s)
         self.sessions.add(session)
         if relay is None:
@@ -202,10 +211,32 @@ class Gate:
         else:
             session.relay(relay.targets(), relay.prelude(sock))
 
+    def _known(self, host: str) -> tuple[Address, Source | None]:
+        """An address as accept(2) wrote it, and its source; remembered, a site has few."""
+        found = self._hosts.get(host)
+        if found is None:
+            if len(self._hosts) >= _REMEMBERED:
+                self._hosts.clear()
+            address = canonical(ipaddress.ip_address(host.partition("%")[0]))
+            found = self._hosts[host] = (address, self.policy.source_of(address))
+        return found
+
+    def decide(self, asker: Asker, way: Way, place: Place) -> Decision:
+        """The policy's word, remembered while nothing in it can change."""
+        key = (asker, way, place)
+        found = self._decisions.get(key)
+        if found is None:
+            found = self.policy.decide(asker, way, place, self.moment())
+            if not self.policy.timed:
+                if len(self._decisions) >= _REMEMBERED:
+                    self._decisions.clear()
+                self._decisions[key] = found
+        return found
+
     def left(self, session: Session) -> None:
         """A session closed without a tunnel."""
         self.sessions.discard(session)
-        self._leave(session.source_address)
+        self._leave(str(session.source_address))
 
     def joined(
         self, session: Session, server: socket.socket, passage: Passage, meter: Meter | None
@@ -233,30 +264,27 @@ class Gate:
             life_s=self.limits.life_s,
         )
         self.tunnels.add(tunnel)
-        _audit(asker, str(_target(passage)), decision.outcome, decision.reason, passage.way)
+        self.journal.decided(asker, _to(passage), decision.outcome, passage.way, decision.reason)
         return tunnel
 
     def _ended(self, tunnel: Tunnel, why: str) -> None:
         self.tunnels.discard(tunnel)
         tunnel.account.open -= 1
         passage = tunnel.passage
-        self._leave(ipaddress.ip_address(passage.asker.address))
-        log.info(
-            "tunnel closed",
-            extra={
-                "job": passage.asker.job, "source": passage.asker.address, "to": str(_target(passage)),
-                "bytes_out": tunnel.up.moved, "bytes_in": tunnel.down.moved,
-                "seconds": round(time.monotonic() - tunnel.started_at, 3), "why": why,
-            },
-        )  # fmt: skip
+        self._leave(passage.asker.address)
+        ended = self.journal.closed(passage.asker, _to(passage), why)
+        ended.tunnels += 1
+        ended.bytes_out += tunnel.up.moved
+        ended.bytes_in += tunnel.down.moved
+        ended.longest_s = max(ended.longest_s, self.now - tunnel.started_at)
 
     def refused(self, asker: Asker, targets: Sequence[Target], refusal: Refusal, *, way: Way) -> None:
         """Count and audit a refusal."""
         self.accounts.of(asker, way, refusal.destination).refused[refusal.outcome] += 1
         shown = ", ".join(str(target) for target in targets)
-        _audit(asker, shown, refusal.outcome, refusal.reason, way)
+        self.journal.decided(asker, shown, refusal.outcome, way, refusal.reason)
 
-    def _leave(self, address: Address) -> None:
+    def _leave(self, address: str) -> None:
         left = self._open_by[address] - 1
         if left > 0:
             self._open_by[address] = left
@@ -281,6 +309,7 @@ class Gate:
             await asyncio.sleep(TICK_S)
             self.now = time.monotonic()
             self.meters.wake()
+            self.journal.flush()
             ticks += 1
             if ticks % SWEEP_TICKS == 0:
                 self._moment = datetime.now().astimezone()
@@ -322,11 +351,6 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         log.exception("session failed")
 
 
-def _audit(asker: Asker, to: str, outcome: Outcome, reason: str, way: Way) -> None:
-    who = {"vo": asker.vo, "account": asker.account, "job": asker.job, "source": asker.address}
-    logs.audit("egress", who=who, allowed=outcome in PASSED, reason=reason, to=to, way=way, outcome=outcome)
-
-
-def _target(passage: Passage) -> Target:
+def _to(passage: Passage) -> str:
     place = passage.place
-    return Target(place.host, None if place.host else place.address, place.port)
+    return str(Target(place.host, None if place.host else place.address, place.port))

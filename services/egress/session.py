@@ -23,7 +23,7 @@ from services.egress.heads import end_of, parse_request
 from services.egress.outcomes import WIRE, Outcome, Refusal
 from services.egress.passes import Pass
 from services.egress.policy import Asker, Decision
-from services.egress.poller import ERR, HUP
+from services.egress.poller import ERR, HUP, IN
 from services.egress.tunnel import Passage
 from services.egress.wishes import Credentials, Target
 
@@ -38,7 +38,8 @@ class Session:
 
     __slots__ = (
         "_address", "_asker", "_credentials", "_dial", "_early", "_forward", "_inbox", "_pass", "_say_no",
-        "_source", "_state", "_targets", "_way", "_yes", "closed", "deadline", "gate", "prelude", "sock",
+        "_seen", "_source", "_state", "_targets", "_way", "_yes", "closed", "deadline", "gate", "prelude",
+        "sock",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +61,7 @@ class Session:
         self._early = b""
         self._forward: http.Forward | None = None
         self._dial: Dial | None = None
+        self._seen = 0  # events of the client's that nobody acted on yet
 
     # -- reading what the client wants ---------------------------------------------------------
 
@@ -77,6 +79,7 @@ class Session:
         self._admit()
 
     def _ready(self, events: int) -> None:
+        self._seen |= events
         if self._state is None:  # decided: the client's bytes wait in the kernel for the tunnel
             if events & (HUP | ERR):
                 self.close()
@@ -84,10 +87,13 @@ class Session:
         limit = self.gate.limits.head_bytes
         try:
             while self._state is not None:
+                self._seen &= ~IN
                 data = self.sock.recv(limit)
                 if not data:
                     self.close()
                     return
+                if len(data) == limit:
+                    self._seen |= IN
                 self._inbox += data
                 while self._state is not None and self._state():
                     pass
@@ -245,11 +251,10 @@ class Session:
     def _decide(self, places: list[Place]) -> None:
         gate, asker = self.gate, self._asker
         assert asker is not None
-        moment = gate.moment()
         allowed: list[Endpoint] = []
         refused: Decision | None = None
         for place in places:
-            decision = gate.policy.decide(asker, self._way, place, moment)
+            decision = gate.decide(asker, self._way, place)
             if decision.allowed:
                 assert place.address is not None
                 allowed.append(Endpoint(place.address, place.port, place, decision))
@@ -277,10 +282,10 @@ class Session:
             outcome = Outcome.TIMEOUT if code == errno.ETIMEDOUT else Outcome.UNREACHABLE
             self._refuse(Refusal(outcome, f"cannot reach it: {words_of(code)}"))
             return
-        self._join(server, endpoint.place, endpoint.decision)
+        self._join(server, endpoint)
 
-    def _join(self, server: socket.socket, place: Place, decision: Decision) -> None:
-        gate, asker = self.gate, self._asker
+    def _join(self, server: socket.socket, endpoint: Endpoint) -> None:
+        gate, asker, decision = self.gate, self._asker, endpoint.decision
         assert asker is not None
         meter = gate.meters.of(decision.rule, asker)
         if meter is not None and (why := meter.refuses()) is not None:
@@ -288,7 +293,7 @@ class Session:
             server.close()
             self._refuse(Refusal(Outcome.LIMIT, why, decision.rule, decision.destination))
             return
-        passage = Passage(asker, self._way, place, decision, self._principal())
+        passage = Passage(asker, self._way, endpoint.place, decision, self._principal())
         tunnel = gate.joined(self, server, passage, meter)
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         early = self._early
@@ -299,7 +304,7 @@ class Session:
         tunnel.down.preset(self._yes(server))
         tunnel.up.preset(self.prelude + early)
         self.closed = True
-        tunnel.start()
+        tunnel.start(self._seen, endpoint.seen)
 
     def _principal(self) -> Principal | None:
         return self._pass.facts.principal if self._pass is not None else None

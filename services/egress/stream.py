@@ -58,6 +58,14 @@ class Stream:
             return False
         return self._copy() if self._pipe is None else self._splice(self._pipe)
 
+    def flush(self) -> bool:
+        """Send what is held, read nothing. True when there is more to do at once. Raises OSError."""
+        if self.limit is not None or self.meter is not None:
+            return self.pump()
+        if self._held is not None:
+            self._send_held()
+        return False
+
     def release(self) -> None:
         """Give the pipe back."""
         if self._pipe is not None:

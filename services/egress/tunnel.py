@@ -62,12 +62,26 @@ class Tunnel:
         self._waits = False
         self.passage = passage
 
-    def start(self) -> None:
-        """Take over both descriptors, which the poller watches already, and move what is there."""
+    def start(self, client_seen: int, server_seen: int) -> None:
+        """Take over both descriptors, which the poller watches already, and move what is there.
+
+        The masks are events that came before and were not acted on. Without one there is nothing to
+        read: the next byte will be an event.
+        """
         handlers = self.poller.handlers
         handlers[self.client.fileno()] = self._client_ready
         handlers[self.server.fileno()] = self._server_ready
-        self._turn()
+        try:
+            more = self._begin(self.up, client_seen)
+            more = self._begin(self.down, server_seen) or more
+        except OSError:
+            self.close("reset")
+            return
+        self._settle(more)
+
+    def _begin(self, stream: Stream, seen: int) -> bool:
+        stream.last_edge = bool(seen & GONE)
+        return stream.pump() if seen & (IN | GONE) else stream.flush()
 
     def _client_ready(self, events: int) -> None:
         self._ready(events, self.up, self.down)
