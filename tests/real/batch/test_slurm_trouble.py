@@ -202,7 +202,8 @@ async def test_nobody_else_can_write_lines_of_our_jobs(fragile: SlurmTestbed, cm
     await cms.seen(ref, BatchState.RUNNING)
     forged = f"x\n{ref.id}|{ref.name}|COMPLETED|1795223958||None"
     done = fragile.run(
-        "sbatch", "--parsable", "--hold", "--output=/dev/null", f"--job-name={forged}", "--wrap=true", user=ATLPRD.name
+        "sbatch", "--parsable", "--hold", "--output=/dev/null", f"--job-name={forged}", "--wrap=true",
+        user=ATLPRD.name,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     states = {job.state for job in (await cms.system.sweep(b"")).jobs() if job.ref.id == ref.id}

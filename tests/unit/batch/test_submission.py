@@ -121,7 +121,7 @@ def test_mpi_goes_through_srun() -> None:
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(arguments=st.lists(texts, max_size=4), value=texts)
 def test_any_text_passes_a_real_shell_unchanged(
     tmp_path_factory: pytest.TempPathFactory, arguments: list[str], value: str

@@ -76,7 +76,10 @@ class Slurm:
         )
 
     async def sees_all(self, grant: bytes) -> bool:
-        return not (await self._about(grant)).private_jobs
+        cluster = await self._about(grant)
+        return (
+            cluster.accounting and not cluster.private_jobs
+        )  # without accounting, ``finals`` looks at one's own
 
     async def sweep(self, grant: bytes, accounts: Sequence[str] = ()) -> Sweep:
         cluster = await self._about(grant)
