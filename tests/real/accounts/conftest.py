@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,17 @@ def account() -> str:
 
 
 @pytest.fixture
-def site(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, account: str) -> Site:
+def tmp_path() -> Iterator[Path]:
+    """A directory that other accounts reach: pytest closes its own to them at each start of any run."""
+    with tempfile.TemporaryDirectory(prefix="edged-accounts-") as scratch:
+        path = Path(scratch)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def site(tmp_path: Path, account: str) -> Site:
     """``site()`` makes a stack to be entered: ``async with site().running() as stack``."""
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory == tmp_path_factory.getbasetemp().parent.parent:
-            break
-        directory.chmod(0o755)  # accounts must reach the export
 
     def make(idle_s: float = 900.0, batch: bool = False, **more: object) -> AccountStack:
         accounts = [FIRST.name, SECOND.name] if is_root() else [account]
