@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 from edged.errors import EdgeError, NoSpace, Upstream
@@ -52,6 +53,7 @@ class Fill:
         "name",
         "ready",
         "received",
+        "settle",
         "size",
         "ticket",
     )
@@ -75,6 +77,7 @@ class Fill:
         self.done = False
         self.failure: EdgeError | None = None
         self.generation = 0
+        self.settle: Callable[[], Awaitable[None]] | None = None  # done before the end is told
         self.loaded = asyncio.get_running_loop().create_future()  # the promise of a size, or the end
         self._store, self._disk, self.ticket = store, disk, ticket
         self._small, self._limit = small, limit
@@ -151,7 +154,10 @@ class Fill:
                 self._disk, self._store.commit, self._part, self.name, self.received
             )
             self._part.close()
-        self.size = self.ready = self.received
+        self.size = self.received
+        if self.settle is not None:
+            await self.settle()
+        self.ready = self.received
         self.done = True
         self._announce()
         if self.ticket is not None:

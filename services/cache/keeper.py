@@ -94,8 +94,12 @@ class Keeper:
 
     async def _write_batch(self) -> None:
         batch, self._pending = self._pending[:_BATCH], self._pending[_BATCH:]
+        try:
+            unkept = await asyncio.get_running_loop().run_in_executor(self._disk, self._put_all, batch)
+        except asyncio.CancelledError:  # stopping: the last flush writes them
+            self._pending[:0] = batch
+            raise
         self._pending_bytes -= sum(len(body) for _, body in batch)
-        unkept = await asyncio.get_running_loop().run_in_executor(self._disk, self._put_all, batch)
         self.unkept += unkept
         if (unkept > 0) != self.full:
             self.full = unkept > 0

@@ -30,6 +30,7 @@ class Records:
     def __init__(self, store: Store, disk: Executor) -> None:
         self._store = store
         self._disk = disk
+        self._kept = 0
         self._vary: OrderedDict[bytes, tuple[str, ...]] = OrderedDict()
 
     def vary(self, key: bytes) -> tuple[str, ...]:
@@ -38,11 +39,16 @@ class Records:
 
     async def find(self, key: bytes, request: Mapping[str, str]) -> Stored | None:
         """The stored answer for this request, fresh or not."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, self._find, key, request)
+        while True:
+            kept = self._kept
+            found = await asyncio.get_running_loop().run_in_executor(self._disk, self._find, key, request)
+            if found is not None or kept == self._kept:  # else it may have come while we looked
+                return found
 
     async def keep(self, stored: Stored, request: Mapping[str, str]) -> None:
         """Store an answer; a disk that is full keeps none, which is no error."""
         await asyncio.get_running_loop().run_in_executor(self._disk, self._keep, stored, request)
+        self._kept += 1
 
     def _find(self, key: bytes, request: Mapping[str, str]) -> Stored | None:
         first = self._read(key, freshness.variant(key, (), request))

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from functools import partial
 
 import msgspec
 
@@ -222,11 +223,11 @@ class Web:
             return
         head = _stored(route, reply, requested)
         exchange.shared = self._keeps(route.destination, reply, head, asked)
+        if exchange.shared and not reply.until_close:
+            fill.settle = partial(self._keep, fill, head, asked)
         exchange.head.set_result(head)
         await self._body(origin, reply, fill)
         origin.worked()
-        if exchange.shared and fill.name is not None and not reply.until_close:
-            await self._keep(route, fill, head, asked)
 
     async def _body(self, origin: Origin, reply: Reply, fill: Fill) -> None:
         try:
@@ -235,7 +236,8 @@ class Web:
             origin.failed(str(error))
             raise
 
-    async def _keep(self, route: WebRoute, fill: Fill, head: Stored, asked: Mapping[str, str]) -> None:
+    async def _keep(self, fill: Fill, head: Stored, asked: Mapping[str, str]) -> None:
+        """Store a whole answer, before its readers hear that it is whole: who asks then finds it."""
         assert fill.name is not None
         if fill.body is not None:
             self._objects.keep(fill.name, fill.body)
