@@ -158,9 +158,10 @@ class Fetcher:
             yield
 
     def not_ready(self) -> str | None:
-        """Which issuers have never given a key."""
-        missing = [url for url, keys in self._issuers.items() if keys.document is None]
-        return f"no keys yet of {', '.join(missing)}" if missing else None
+        """Not ready while no issuer ever gave a key; one issuer's outage is its own, and a metric's."""
+        if not self._issuers or any(keys.document is not None for keys in self._issuers.values()):
+            return None
+        return f"no keys yet of {', '.join(self._issuers)}"
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         if self._tasks is None:
