@@ -28,9 +28,9 @@ def main(config: Config) -> None:
     start.serve(settings_of(config, one_process=False), ours, None)
 
 
-def child(lifeline: int, ready: int, facts: int, level: str) -> None:
+def child(lifeline: int, ready: int, facts: int, level: str, audit_file: str) -> None:
     """What `edged run` starts; see ``start.start_accountd``."""
-    logs.setup(level=level)
+    logs.setup(level=level, audit_file=Path(audit_file) if audit_file else None)
     with open(facts, "rb") as file:
         settings = msgspec.msgpack.decode(file.read(), type=Settings)
     start.keep(settings, lifeline, ready)
@@ -39,7 +39,7 @@ def child(lifeline: int, ready: int, facts: int, level: str) -> None:
 if __name__ == "__main__":
     try:
         if sys.argv[1:2] == ["--child"]:
-            child(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+            child(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:7])
         else:
             from edged.config import DEFAULT_FILE, load
 

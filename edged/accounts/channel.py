@@ -166,7 +166,10 @@ class Channel:
         Raises what the worker raised; StaleHandle; Busy with too much in flight; Unavailable, or
         UnknownOutcome for what ``changes`` something, when the answer does not come.
         """
-        if len(self._pending) >= MAX_PENDING:
+        if len(self._pending) >= MAX_PENDING or self._packets.closed:
+            _close(body)
+            if self._packets.closed:
+                raise Unavailable("the account's worker ended")
             raise Busy("too many calls for one account", retry_after_s=1.0)
         self._calls += 1
         call = self._calls

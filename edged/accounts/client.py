@@ -56,6 +56,7 @@ class AccountClient:
         self._path = path
         self._connection: Connection | None = None
         self._channels: dict[WorkerKey, Channel] = {}
+        self._open: set[Channel] = set()  # with those that said goodbye and have calls left
         self._held: OrderedDict[tuple[bytes, WorkerKind], Held] = OrderedDict()
         self._admitting: dict[tuple[bytes, WorkerKind], asyncio.Future[Held]] = {}
         self._running = False
@@ -77,7 +78,7 @@ class AccountClient:
         finally:
             self._running = False
             clock.cancel()
-            for channel in list(self._channels.values()):
+            for channel in list(self._open):
                 channel.close()
             if self._connection is not None:
                 self._connection.close()
@@ -172,7 +173,7 @@ class AccountClient:
         except BaseException:
             sock.close()
             raise
-        self._connection = Connection(sock, self._channels, self._disconnected, self._channel_ended)
+        self._connection = Connection(sock, self._channels, self._adopt, self._disconnected)
         return self._connection
 
     def _disconnected(self) -> None:
@@ -181,7 +182,12 @@ class AccountClient:
         if self._running:
             log.warning("accountd connection lost")
 
+    def _adopt(self, key: WorkerKey, sock: socket.socket) -> None:
+        channel = self._channels[key] = Channel(sock, self._channel_ended)
+        self._open.add(channel)
+
     def _channel_ended(self, channel: Channel) -> None:
+        self._open.discard(channel)
         for key in [key for key, found in self._channels.items() if found is channel]:
             del self._channels[key]
         for held in [key for key, found in self._held.items() if found.channel is channel]:
@@ -191,7 +197,7 @@ class AccountClient:
         while True:
             await asyncio.sleep(EXPIRY_S)
             now = time.monotonic()
-            for channel in list(self._channels.values()):
+            for channel in list(self._open):
                 channel.expire(now)
 
 
@@ -202,12 +208,12 @@ class Connection:
         self,
         sock: socket.socket,
         channels: dict[WorkerKey, Channel],
+        adopt: Callable[[WorkerKey, socket.socket], None],
         on_end: Callable[[], None],
-        on_channel_end: Callable[[Channel], None],
     ) -> None:
         self._channels = channels
+        self._adopt = adopt
         self._on_end = on_end
-        self._on_channel_end = on_channel_end
         self._pending: dict[int, tuple[WorkerKind, asyncio.Future[Held]]] = {}
         self._calls = 0
         self._packets = PacketSocket(sock, self._answered, self._ended)
@@ -248,7 +254,7 @@ class Connection:
             return False
         key = (message.account, worker)
         if theirs is not None:
-            self._channels[key] = Channel(theirs, self._on_channel_end)
+            self._adopt(key, theirs)
         channel = self._channels.get(key)
         if channel is None or not channel.usable:
             _fail(future, Unavailable("the account's worker ended"))

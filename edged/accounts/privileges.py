@@ -1,4 +1,8 @@
-"""Becoming an account for good, and proving it. Sources: capabilities(7), prctl(2), credentials(7)."""
+"""Becoming an account for good, and proving it. Sources: capabilities(7), prctl(2), credentials(7).
+
+A unit that runs accountd needs CAP_SETUID, CAP_SETGID, CAP_SETPCAP (to empty the bounding set) and, to
+make session directories, CAP_CHOWN and CAP_DAC_OVERRIDE.
+"""
 
 from __future__ import annotations
 

@@ -110,6 +110,7 @@ def start_accountd(config: Config) -> Accountd:
                 str(told),
                 str(facts),
                 config.log.level,
+                str(config.log.audit_file or ""),
             ],
             pass_fds=(ours, told, facts),
             stdin=subprocess.DEVNULL,

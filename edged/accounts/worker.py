@@ -25,7 +25,7 @@ from edged.accounts import messages, packets
 from edged.accounts.faults import of_os, to_wire
 from edged.accounts.messages import Carries, Request, Start, encode
 from edged.accounts.packets import BrokenPeer
-from edged.errors import Denied, EdgeError, Unavailable
+from edged.errors import Denied, EdgeError, Unavailable, UnknownOutcome
 from edged.identity.grants import Ban, Grant
 from edged.logs import get_logger
 
@@ -158,6 +158,7 @@ class Worker:
                 packets.send(channel.sock, encode(messages.Goodbye()), flags=packets.NOW)
             except OSError:
                 self._close(channel)
+            channel.grants.clear()  # we hear of no more bans: who still asks here is sent to accountd
         deadline = time.monotonic() + LAST_WORDS_S
         while (self._channels or self._busy) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -234,13 +235,15 @@ class Worker:
             packets.send(channel.sock, encode(messages.Stale(request.call)))
             return
         try:
-            if grant.expires_at <= time.time():
-                raise Denied("grant expired")
+            _require_live(grant)
             answer = self._calls.answer(grant, request, body)
         except EdgeError as error:
             packets.send(channel.sock, _failed(request.call, error))
         except OSError as error:
             packets.send(channel.sock, _failed(request.call, of_os(error)))
+        except Exception:  # a mistake in a verb must not take the channel's other calls with it
+            log.exception("call failed unexpectedly")
+            packets.send(channel.sock, _failed(request.call, UnknownOutcome("the call failed unexpectedly")))
         else:
             _send_answer(channel.sock, request.call, answer)
 
@@ -254,6 +257,11 @@ class Worker:
         channel.grants.clear()
 
 
+def _require_live(grant: Grant) -> None:
+    if grant.expires_at <= time.time():
+        raise Denied("grant expired")
+
+
 def _failed(call: int, error: EdgeError) -> bytes:
     packet = encode(messages.Failed(call, to_wire(error)))
     if len(packet) <= INLINE_BYTES:
@@ -264,8 +272,8 @@ def _failed(call: int, error: EdgeError) -> bytes:
 
 
 def _send_answer(sock: socket.socket, call: int, answer: Answer) -> None:
-    body = encode(answer.value)
     try:
+        body = encode(answer.value)
         if answer.fd is not None:
             packets.send(sock, encode(messages.Done(call, Carries.FILE, msgspec.Raw(body))), answer.fd)
         elif len(body) <= INLINE_BYTES:

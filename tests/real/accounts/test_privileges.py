@@ -77,3 +77,56 @@ def test_there_is_no_way_back() -> None:
 )
 def test_what_is_not_proven_ends_the_process(code: str) -> None:
     assert become_then(code + "\nprint('alive')").returncode == EXIT_UNPROVEN
+
+
+RUN = """
+import asyncio, os, sys
+from pathlib import Path
+from edged import config
+from edged.accounts.api import Place
+from edged.accounts.start import start_privileged
+from tests.support.accounts import AccountStack
+
+loaded = config.load(Path(sys.argv[1]))
+stack = AccountStack(loaded)
+stack.publish_key()
+started = start_privileged(loaded)
+print("user", os.getresuid(), open("/proc/self/status").read().split("CapBnd:")[1].split()[0])
+try:
+    os.setuid(0)
+except PermissionError:
+    print("never root again")
+
+async def use():
+    from edged.identity import feed
+    async with stack.feed.running(loaded.runtime.run / feed.SOCKET):
+        async with asyncio.TaskGroup() as tasks, stack.client.running(tasks):
+            entry = await stack.client.files.stat(stack.access("edgedt2"), Place("cms", ""))
+            print("worker answered", entry.kind.value)
+
+asyncio.run(use())
+started.stop()
+print("stopped")
+"""
+
+
+def test_edged_run_gives_up_root_and_still_reaches_accounts(tmp_path: Path, account: str) -> None:
+    """What `edged run` does as root: accountd keeps the privilege, the front becomes ``runtime.user``."""
+    (tmp_path / "export").mkdir()
+    config = tmp_path / "edged.toml"
+    config.write_text(
+        f'[site]\nname = "T"\n[runtime]\nstate = "{tmp_path}/state"\n'
+        f'run = "{tmp_path}/run"\nuser = "{account}"\n'
+        '[[issuer]]\nurl = "https://issuer.test/"\naudience = ["x"]\nvo = "cms"\n'
+        '[[mapping]]\nissuer = "https://issuer.test/"\naccount = "edgedt2"\n'
+        f'[[storage.export]]\nprefix = "/cms"\nroot = "{tmp_path}/export"\nvo = "cms"\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == [
+        f"user ({FIRST.uid}, {FIRST.uid}, {FIRST.uid}) 0000000000000000",
+        "never root again",
+        "worker answered directory",
+        "stopped",
+    ], done.stderr
