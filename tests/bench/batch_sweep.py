@@ -14,6 +14,7 @@ import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from services.jobs.batch.slurm.driver import DRIVER
 from tests.real.batch.subjects import subject
@@ -31,13 +32,14 @@ def main(count: int) -> None:
 
 
 def fill(slurm: SlurmTestbed, count: int) -> None:
-    """Arrays: one submission for many rows, each with the name of ours."""
-    for start in range(0, count, 1000):
-        size = min(1000, count - start)
-        slurm.run(
-            "sbatch", "--hold", f"--array=0-{size - 1}", f"--job-name=edged-{start}", "--output=/dev/null",
-            "--wrap=true", user=CMSPRD.name,
-        )  # fmt: skip
+    """Held jobs, each with an id of its own (tasks of a waiting array would share one): some 100 a second."""
+
+    def submit(number: int) -> None:
+        name = f"--job-name=edged-bench{number}"
+        slurm.run("sbatch", "--hold", name, "--output=/dev/null", "--wrap=true", user=CMSPRD.name)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(submit, range(count)))
 
 
 async def measure(system: object, slurm: SlurmTestbed, count: int) -> None:
