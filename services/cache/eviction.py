@@ -91,7 +91,7 @@ class Evictor:
 
     def _directory(self, number: int) -> Iterator[tuple[float, str]]:
         for base in (self._store.objects, self._store.answers):
-            for entry in os.scandir(base / f"{number:02x}"):
+            for entry in self._store.entries(base, number):
                 try:
                     yield entry.stat(follow_symlinks=False).st_mtime, entry.path
                 except FileNotFoundError:
@@ -104,7 +104,7 @@ def count(store: Store) -> tuple[int, int]:
     files = held = 0
     for base in (store.objects, store.answers):
         for number in range(256):
-            for entry in os.scandir(base / f"{number:02x}"):
+            for entry in store.entries(base, number):
                 try:
                     held += footprint(entry.stat(follow_symlinks=False).st_size)
                     files += 1

@@ -15,7 +15,7 @@ import msgspec
 from edged.logs import get_logger
 from services.cache import freshness
 from services.cache.freshness import Stored
-from services.cache.store import Store, footprint
+from services.cache.store import Store, footprint, move
 
 log = get_logger("edged.cache.records")
 
@@ -88,9 +88,9 @@ class Records:
 
     def _write(self, path: Path, data: bytes) -> None:
         before = footprint(path.stat().st_size) if path.exists() else 0
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh = self._store.scratch()
         fresh.write_bytes(data)
-        fresh.rename(path)
+        move(fresh, path)
         self._store.usage.add(footprint(len(data)) - before)
 
     def _path(self, name: str) -> Path:

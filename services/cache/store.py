@@ -78,9 +78,6 @@ class Store:
         self._objects = f"{self.objects}/"
         for directory in (self.objects, self.answers, self.repositories, self.tickets, self._parts):
             directory.mkdir(parents=True, exist_ok=True)
-        for base in (self.objects, self.answers):
-            for number in range(256):
-                (base / f"{number:02x}").mkdir(exist_ok=True)
         self.usage = Usage(root / "usage")
         self.epoch = _epoch(root / "boot")
         self.remove_stale_parts()
@@ -116,12 +113,16 @@ class Store:
 
     def new_part(self) -> Part:
         """A file to fill. Raises NoSpace."""
-        path = self._parts / secrets.token_hex(12)
+        path = self.scratch()
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise _as_edge_error(error) from error
         return Part(fd, path, OpenFile(os.dup(fd)))
+
+    def scratch(self) -> Path:
+        """A new name for a file in the making."""
+        return self._parts / secrets.token_hex(12)
 
     def memory_part(self) -> Part:
         """A file in memory, for when the disk is full: served, never stored."""
@@ -134,7 +135,7 @@ class Store:
             return
         target = self.path(name)
         replaced = target.stat().st_size if target.exists() else None
-        part.path.rename(target)
+        move(part.path, target)
         part.path = None
         part.close()
         self.usage.add(footprint(size) - (footprint(replaced) if replaced is not None else 0))
@@ -178,8 +179,16 @@ class Store:
     def names(self) -> Iterator[ObjectName]:
         """All objects."""
         for number in range(256):
-            for entry in os.scandir(self.objects / f"{number:02x}"):
+            for entry in self.entries(self.objects, number):
                 yield ObjectName(f"{number:02x}/{entry.name}")
+
+    @staticmethod
+    def entries(base: Path, number: int) -> Iterator[os.DirEntry[str]]:
+        """The files in one of the 256 directories of objects or answers; none when nothing came there yet."""
+        try:
+            yield from os.scandir(base / f"{number:02x}")
+        except FileNotFoundError:
+            return
 
     def remove_stale_parts(self) -> None:
         """What dead processes left unfinished."""
@@ -195,6 +204,15 @@ class Store:
         """Bytes the file system has left for us."""
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a finished file its place; its directory is made when it is the first there."""
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
 
 
 def matches(name: ObjectName, file: OpenFile) -> bool:
