@@ -22,6 +22,8 @@ from services.egress.destinations import Place
 from services.egress.interfaces import own_addresses
 from services.egress.ledger import GROUPS, last_facts, store_of, usage
 from services.egress.names import Names
+from services.egress.netd import messages
+from services.egress.netd.client import NetdClient
 from services.egress.policy import Asker, Policy
 from services.egress.wishes import Target, target_of_authority
 
@@ -99,6 +101,61 @@ def show_usage(config_file: Path, by: str, hours: int, as_json: bool) -> None:
             + (f"  observed={line.observed}" if line.observed else "")
             + (f"  refused: {refused}" if refused else "")
         )
+
+
+@egress.group()
+def nat() -> None:
+    """The packet filter's part, kept by netd."""
+
+
+@nat.command()
+@CONFIG
+def plan(config_file: Path) -> None:
+    """What `apply` would change, as nft commands; nothing is changed."""
+    _netd(config_file, messages.Plan(), otherwise="nothing to change")
+
+
+@nat.command()
+@CONFIG
+def apply(config_file: Path) -> None:
+    """Let netd read its configuration and make it so, in one transaction."""
+    _netd(config_file, messages.Apply(), otherwise="nothing to change")
+
+
+@nat.command()
+@CONFIG
+def show(config_file: Path) -> None:
+    """The running table, counters included."""
+    _netd(config_file, messages.Show())
+
+
+@nat.command()
+@CONFIG
+@click.option(
+    "--remove", is_flag=True, help="Take the table away: what else forwards is then up to the machine."
+)
+def off(config_file: Path, remove: bool) -> None:
+    """Refuse everything from inside and cut what is open, until `apply`."""
+    _netd(config_file, messages.Off(remove=remove))
+
+
+@nat.command()
+@CONFIG
+@click.argument("address")
+@click.option("--for", "for_s", default=3600, show_default=True, help="Seconds.")
+def withdraw(config_file: Path, address: str, for_s: int) -> None:
+    """Nothing to or from ADDRESS for a while; its flows are cut."""
+    _netd(config_file, messages.Withdraw(address, for_s))
+
+
+def _netd(file: Path, message: messages.FromAdmin, otherwise: str = "") -> None:
+    config, _ = _load(file)
+    try:
+        parts = NetdClient(config.runtime.run / messages.SOCKET).request(message)
+    except EdgeError as error:
+        raise click.ClickException(str(error)) from None
+    text = "".join(part.text for part in parts if isinstance(part, messages.Text))
+    click.echo(text or otherwise, nl=not text.endswith("\n"))
 
 
 def _load(file: Path) -> tuple[Config, Egress]:

@@ -26,6 +26,7 @@ from services.egress.destinations import Place
 from services.egress.interfaces import own_addresses
 from services.egress.journal import Journal
 from services.egress.limits import Meter, Meters
+from services.egress.marks import Marks
 from services.egress.names import Names
 from services.egress.outcomes import Outcome, Refusal
 from services.egress.passes import Passes
@@ -77,6 +78,7 @@ class Gate:
         self.sessions: set[Session] = set()
         self.tunnels: set[Tunnel] = set()
         self.journal = Journal()
+        self.marks = Marks()
         self.now = time.monotonic()
         self._inherited = dict(inherited or {})
         self._moment = datetime.now().astimezone()
@@ -112,6 +114,11 @@ class Gate:
         finally:
             self._shut()
             await self.names.aclose()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens: the proxy first, then the relays in the order of the configuration."""
+        return [listen.address_of(sock) for sock in self.listeners]
 
     def not_ready(self) -> str | None:
         """A relay none of whose upstreams answers, or identity's own trouble."""

@@ -13,6 +13,9 @@ from services.egress.bookkeeping import Bookkeeper
 from services.egress.gate import Gate
 from services.egress.ledger import Ledger, store_of
 from services.egress.names import Names
+from services.egress.natfeed import NatFeed
+from services.egress.netd.client import NetdClient
+from services.egress.netd.messages import SOCKET
 
 
 def build(config: Config, context: Context) -> list[Service]:
@@ -26,7 +29,11 @@ def build(config: Config, context: Context) -> list[Service]:
     accounts = Accounts()
     books = Bookkeeper(accounts, Ledger(database), period_s=settings.accounts_s, keep_s=settings.keep_s)
     gate = Gate(config, identity, accounts, names, context.inherited)
-    return [identity, database, books, gate]
+    parts: list[Service] = [identity, database, books, gate]
+    if settings.nat is not None:
+        netd = NetdClient(config.runtime.run / SOCKET)
+        parts.append(NatFeed(settings.nat, gate, names, accounts, netd))
+    return parts
 
 
 def store(config: Config) -> Store | None:

@@ -19,7 +19,8 @@ from services.egress.addresses import Address
 from services.egress.destinations import Place
 from services.egress.dial import Dial, Endpoint, interleaved, words_of
 from services.egress.forward import AnswerStream
-from services.egress.heads import end_of, parse_request
+from services.egress.heads import Head, end_of, parse_request
+from services.egress.marks import OWN
 from services.egress.outcomes import WIRE, Outcome, Refusal
 from services.egress.passes import Pass
 from services.egress.policy import Asker, Decision
@@ -115,6 +116,9 @@ class Session:
         head = parse_request(bytes(self._inbox[:end]))
         self._early = bytes(self._inbox[end:])
         self._state = None
+        if head.target.startswith(OWN):
+            self._told(head)
+            return False
         self._credentials = http.credentials_of(head)
         if head.method == "CONNECT":
             self._targets = (http.connect_target(head),)
@@ -125,6 +129,15 @@ class Session:
             self.prelude = self._forward.head
         self._admit()
         return False
+
+    def _told(self, head: Head) -> None:
+        """A node's prolog says which job a mark stands for."""
+        port = self.sock.getpeername()[1]
+        why = self.gate.marks.tell(head.method, head.target, self._address, port)
+        if why is None:
+            self._farewell(http.NO_CONTENT)
+        else:
+            self._refuse(Refusal(Outcome.MALFORMED, why))
 
     def _greeting(self) -> bool:
         self._say_no = _say_nothing
@@ -317,8 +330,12 @@ class Session:
         self._state = None
         asker = self._asker or self.gate.policy.by_address(self._source, self._address)
         self.gate.refused(asker, self._targets, refusal, way=self._way)
+        self._farewell(self._say_no(refusal))
+
+    def _farewell(self, answer: bytes) -> None:
+        """Send the last word and wait a little until it was read."""
         try:
-            self.sock.send(self._say_no(refusal))
+            self.sock.send(answer)
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.close()

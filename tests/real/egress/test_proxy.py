@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -171,7 +171,10 @@ async def test_job_token_decides_and_is_asked_for() -> None:
 async def test_a_jobs_end_and_a_ban_close_its_tunnels_at_once() -> None:
     async with gate_and_echo() as (gate, port):
         target = f"127.0.0.1:{port}"
-        stops = {"one": lambda: gate.voucher.end("one"), "two": lambda: gate.voucher.ban("subject-of-two")}
+        stops: dict[str, Callable[[], None]] = {
+            "one": lambda: gate.voucher.end("one"),
+            "two": lambda: gate.voucher.ban("subject-of-two"),
+        }
         for name, stop in stops.items():
             gate.voucher.job(name)
             _, (reader, _) = await connect(gate, target, basic(name))
