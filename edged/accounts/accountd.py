@@ -42,8 +42,8 @@ MAX_EARLY = 10_000
 
 _NO_BANS = Unavailable("revocations are not loaded", detail="no live ban feed from identity")
 
-_from_front = msgspec.msgpack.Decoder(messages.FromFront).decode
-_from_worker = msgspec.msgpack.Decoder(messages.FromWorker).decode
+_from_front: Callable[[memoryview], messages.FromFront] = messages.decoder(messages.FromFront)
+_from_worker: Callable[[memoryview], messages.FromWorker] = messages.decoder(messages.FromWorker)
 
 WorkerKey = tuple[str, WorkerKind]
 
@@ -145,7 +145,7 @@ class Accountd:
             message = _from_front(packet)
         except BlockingIOError:
             return
-        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+        except (OSError, BrokenPeer) as error:
             log.error("front broke the protocol", extra={"uid": front.uid, "reason": str(error)})  # noqa: TRY400
             self._drop_front(front)
             return
@@ -269,7 +269,7 @@ class Accountd:
             message = None if packet is None else _from_worker(packet)
         except BlockingIOError:
             return
-        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+        except (OSError, BrokenPeer) as error:
             log.error("worker broke the protocol", extra={"worker": worker.key, "reason": str(error)})  # noqa: TRY400
             message = None
         match message:

@@ -40,7 +40,7 @@ def by_name(verbs: Iterable[type[BatchVerb]]) -> dict[str, type[BatchVerb]]:
 class BatchCalls:
     """Performs verbs as the account. See ``worker.Calls``."""
 
-    decode: Callable[[memoryview], Request] = msgspec.msgpack.Decoder(messages.Perform).decode
+    decode: Callable[[memoryview], Request] = staticmethod(messages.decoder(messages.Perform))
 
     def __init__(self, start: Start, verbs: Mapping[str, type[BatchVerb]]) -> None:
         self._start = start
@@ -68,7 +68,7 @@ class BatchCalls:
             verb: BatchVerb = decoder.decode(
                 request.body or packets.read_memory(-1 if body is None else body)
             )
-        except (msgspec.MsgspecError, OSError) as error:
+        except (msgspec.MsgspecError, ValueError, OSError, packets.BrokenPeer) as error:
             raise BadRequest("malformed batch verb", detail=str(error)) from error
         return verb
 

@@ -24,7 +24,9 @@ log = get_logger("edged.accounts")
 
 MAX_PENDING = 4096
 _receiver = packets.Receiver()
-_decode_reply = msgspec.msgpack.Decoder(messages.ToFrontFromWorker).decode
+_decode_reply: Callable[[memoryview], messages.ToFrontFromWorker] = messages.decoder(
+    messages.ToFrontFromWorker
+)
 
 
 class StaleHandle(Exception):
@@ -52,7 +54,7 @@ class Pending:
 class PacketSocket:
     """Non-blocking packets on the running loop.
 
-    ``on_packet`` tells whether more are expected, and may raise BrokenPeer or MsgspecError.
+    ``on_packet`` tells whether more are expected, and may raise BrokenPeer.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class PacketSocket:
                 more = self._on_packet(*received)
         except BlockingIOError:
             return
-        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+        except (OSError, BrokenPeer) as error:
             if not isinstance(error, ConnectionError):
                 log.error("peer broke the protocol", extra={"reason": str(error)})  # noqa: TRY400
             self.close()
@@ -196,7 +198,7 @@ class Channel:
     def _answered(self, packet: memoryview, fd: int | None) -> bool:
         try:
             message = _decode_reply(packet)
-        except msgspec.MsgspecError:
+        except BrokenPeer:
             _close(fd)
             raise
         if isinstance(message, messages.Goodbye):

@@ -32,7 +32,7 @@ ADMISSION_S = 30.0
 RETRY_S = 0.05
 EXPIRY_S = 1.0
 
-_to_front = msgspec.msgpack.Decoder(messages.ToFront).decode
+_to_front: Callable[[memoryview], messages.ToFront] = messages.decoder(messages.ToFront)
 WorkerKey = tuple[str, WorkerKind]
 
 
@@ -243,7 +243,7 @@ class Connection:
         try:
             message = _to_front(packet)
             worker, future = self._pending.pop(message.call)
-        except (msgspec.MsgspecError, KeyError) as error:
+        except (BrokenPeer, KeyError) as error:
             if theirs is not None:
                 theirs.close()
             raise BrokenPeer("unexpected answer of accountd") from error
@@ -286,5 +286,5 @@ def _account_in(grant: bytes) -> str:
     """Only to know which channel would serve; accountd decides what the grant is worth."""
     try:
         return _account_decode(grant[SIGNATURE_BYTES:]).account
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, ValueError):
         return ""

@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable
 from typing import cast
 
-import msgspec
-
 from edged.accounts import entries, messages, publish, rules, space, tree
 from edged.accounts.api import SESSIONS
 from edged.accounts.beneath import DIRECTORY, READ, WRITE, Root, Roots, regular
@@ -23,7 +21,7 @@ from edged.identity.grants import Grant
 class FileCalls:
     """Performs file requests as the account. See ``worker.Calls``."""
 
-    decode: Callable[[memoryview], Request] = msgspec.msgpack.Decoder(messages.FilesRequest).decode
+    decode: Callable[[memoryview], Request] = staticmethod(messages.decoder(messages.FilesRequest))
 
     def __init__(self, start: Start) -> None:
         self._exports = {export.label: export for export in start.exports}

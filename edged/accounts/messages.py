@@ -5,11 +5,13 @@ msgpack (msgspec), one message a packet. Paths travel as bytes, because file nam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum, StrEnum
 from typing import Any
 
 import msgspec
 
+from edged.accounts.packets import BrokenPeer
 from edged.identity.grants import Ban, Grant
 
 
@@ -302,3 +304,19 @@ class Goodbye(Message, frozen=True):
 ToFrontFromWorker = Done | Failed | Stale | Goodbye
 
 encode = msgspec.msgpack.Encoder(enc_hook=str).encode
+
+
+def decoder(kind: Any) -> Callable[[memoryview], Any]:
+    """Decodes ``kind`` and nothing else: BrokenPeer for whatever is wrong.
+
+    msgspec tells text that is not UTF-8 by UnicodeDecodeError, which is none of its own errors.
+    """
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def strict(data: memoryview) -> Any:
+        try:
+            return decode(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise BrokenPeer(str(error)) from error
+
+    return strict

@@ -39,7 +39,7 @@ WATCH_S = 0.02
 QUIET_S = 1.0
 LAST_WORDS_S = 60.0
 
-_to_worker = msgspec.msgpack.Decoder(messages.ToWorker).decode
+_to_worker: Callable[[memoryview], messages.ToWorker] = messages.decoder(messages.ToWorker)
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Worker:
         try:
             while self._obey():
                 pass
-        except (OSError, BrokenPeer, msgspec.MsgspecError):
+        except (OSError, BrokenPeer):
             log.exception("control broken")
         self._last_words()
 
@@ -170,7 +170,7 @@ class Worker:
         try:
             while self._take(channel):
                 pass
-        except (OSError, BrokenPeer, msgspec.MsgspecError) as error:
+        except (OSError, BrokenPeer) as error:
             if not isinstance(error, ConnectionError):
                 log.error("channel broken", extra={"reason": str(error)})  # noqa: TRY400
         except Exception:

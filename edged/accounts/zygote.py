@@ -10,16 +10,14 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
-
-import msgspec
 
 from edged.accounts import packets, privileges
 from edged.accounts.api import BatchVerb
 from edged.accounts.batch import BatchCalls, load_verbs
 from edged.accounts.files import FileCalls
-from edged.accounts.messages import Start, WorkerKind
+from edged.accounts.messages import Start, WorkerKind, decoder
 from edged.accounts.privileges import Account
 from edged.accounts.settings import PATH
 from edged.accounts.worker import Calls, Worker
@@ -27,7 +25,7 @@ from edged.logs import get_logger
 
 log = get_logger("edged.zygote")
 
-_decode = msgspec.msgpack.Decoder(Start).decode
+_decode: Callable[[memoryview], Start] = decoder(Start)
 
 
 def run(sock: socket.socket, *, own: bool) -> None:

@@ -121,7 +121,14 @@ async def test_two_accounts_are_two_users(site: Site, account: str, export: Path
 async def test_garbage_is_fatal_to_the_connection_only(site: Site, account: str) -> None:
     async with site().running() as stack:
         path = str(stack.config.runtime.run / "accountd.sock")
-        for garbage in (b"\x00", b"hello", os.urandom(500), b"\x93\xa5Admit\x01", b"\xc1" * 60000):
+        for garbage in (
+            b"\x00",
+            b"hello",
+            os.urandom(500),
+            b"\x93\xa5Admit\x01",
+            b"\xc1" * 60000,
+            b"\x94\xa6Forget\xa5files\xa1\xff\x01",
+        ):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
                 sock.settimeout(10)
                 await asyncio.to_thread(sock.connect, path)
