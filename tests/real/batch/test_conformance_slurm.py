@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from services.jobs.batch.conformance import Conformance, Subject
-from services.jobs.batch.protocol import BatchRef, GpuRequest
+from services.jobs.batch.protocol import BatchRef, BatchState, GpuRequest
+from services.jobs.batch.script import Payload
 from services.jobs.batch.slurm.driver import DRIVER
 from tests.real.batch.subjects import subject
 from tests.support.local_accounts import CMSPRD
@@ -34,7 +35,16 @@ def driver_subject(slurm: SlurmTestbed) -> Iterator[Subject]:
 
 
 class TestSlurm(Conformance):
-    pass
+    async def test_mpi_starts_its_tasks_on_every_node(self, subject: Subject) -> None:
+        text = 'echo "$SLURM_PROCID $SLURMD_NODENAME $FROM_USER"'
+        payload = Payload(script=text, stdout="out", mpi="pmi2", environment={"FROM_USER": "a b"})
+        ref = await subject.submit(payload, nodes=2, tasks=4, mpi="pmi2")
+        done = await subject.final(ref)
+        assert (done.state, done.nodes) == (BatchState.FINISHED, ("c1", "c2"))
+        lines = sorted(subject.output(ref).splitlines())
+        assert [line.split(" ", 1)[0] for line in lines] == ["0", "1", "2", "3"]
+        assert {line.split(" ")[1] for line in lines} == {"c1", "c2"}
+        assert all(line.endswith(" a b") for line in lines)
 
 
 class Early(Subject):
