@@ -351,7 +351,7 @@ class Connection:
             log.exception("answer failed", extra={"target": request.path.decode("latin-1")})
         finally:
             self._task = None
-            self._log(request.line, status, self._sent_of_answer, outcome, traffic, started)
+            self._log(request.line, status, max(0, self._sent_of_answer), outcome, traffic, started)
             if not keep_alive:
                 self.close()
         if keep_alive and not self.closed:
@@ -379,6 +379,7 @@ class Connection:
         keep_alive = request.fields.keep_alive and not self._listener.stopping
         length = None if answer.status == 304 else end - first
         head = answers.head(answer, length, keep_alive=keep_alive, old=request.version == "1.0")
+        self._sent_of_answer = -len(head)  # figures and log count content
         if request.is_head or answer.status == 304 or first == end:
             await self._send(head)
         elif answer.body is not None:

@@ -29,6 +29,10 @@ class Figures(Collector):
         self._service = service
         self._config = config
 
+    def describe(self) -> Iterable[Metric]:
+        """Nothing beforehand: which families have samples depends on what passed."""
+        return ()
+
     def collect(self) -> Iterable[Metric]:
         """All families."""
         yield from self._traffic()
