@@ -92,6 +92,11 @@ class BatchWorker:
             os.chown(path, entry.pw_uid, entry.pw_gid)
         return session
 
+    def cpu_s(self) -> float:
+        """CPU time of the worker and of all clients it ran."""
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         self._near.close()
         os.waitpid(self._pid, 0)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # sbatch hands SLURM_* on to the job, whatever --export says: it gets none of these
 SUBMISSION = {"LC_ALL": "C"}
 
-# times as Unix seconds: no time zone, no hour that comes twice
-LISTING = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+# times as Unix seconds: no time zone, no hour that comes twice (and UTC is the cheapest to reckon)
+LISTING = {"LC_ALL": "C", "TZ": "UTC", "SLURM_TIME_FORMAT": "%s"}
 LISTING_LIMIT = 64 << 20
 
 
