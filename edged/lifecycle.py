@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextvars import Context
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -69,8 +70,8 @@ class Background:
         self._running: set[asyncio.Task[Any]] = set()
 
     def create_task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run ``work`` until it ends or the context is left."""
-        task = self._group.create_task(work)
+        """Run ``work`` until it ends or the context is left. It has no request id of whoever began it."""
+        task = self._group.create_task(work, context=Context())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task

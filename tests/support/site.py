@@ -15,6 +15,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -151,23 +152,22 @@ class Site:
 
 
 async def ended(api: ApiClient, job: str, deadline_s: float = 60.0) -> dict[str, Any]:
-    """The job's last view."""
-    async with asyncio.timeout(deadline_s):
-        view: dict[str, Any] = await api.call("GET", f"/v1/jobs/{job}")
-        while view["state"] not in FINAL:
-            view = await api.call("GET", f"/v1/jobs/{job}", wait=30, seen=repr(view["changed_at"]))
-    return view
+    """The job's last view. Fails with the view when it has not ended in time."""
+    return await reached(api, job, FINAL, deadline_s)
 
 
 async def reached(
     api: ApiClient, job: str, states: tuple[str, ...], deadline_s: float = 60.0
 ) -> dict[str, Any]:
-    """The first view in one of ``states``. Fails when it ends otherwise."""
-    async with asyncio.timeout(deadline_s):
-        view: dict[str, Any] = await api.call("GET", f"/v1/jobs/{job}")
-        while view["state"] not in states:
-            assert view["state"] not in FINAL, view
-            view = await api.call("GET", f"/v1/jobs/{job}", wait=30, seen=repr(view["changed_at"]))
+    """The first view in one of ``states``. Fails when it ends otherwise, or not in time."""
+    view: dict[str, Any] = await api.call("GET", f"/v1/jobs/{job}")
+    end = time.monotonic() + deadline_s
+    while view["state"] not in states:
+        assert view["state"] not in FINAL, view
+        left = end - time.monotonic()
+        assert left > 0, f"not in {deadline_s} s: {view}"
+        seen = repr(view["changed_at"])
+        view = await api.call("GET", f"/v1/jobs/{job}", wait=min(30.0, max(0.1, left)), seen=seen)
     return view
 
 

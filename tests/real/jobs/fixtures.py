@@ -63,6 +63,7 @@ def slurm_settings(root: Path, slurm: SlurmTestbed, issuer: str, **more: Any) ->
             "slurm_conf": slurm.environment["SLURM_CONF"],
             "poll_s": 0.5,
             "settle_s": 6,
+            "stuck_s": 20,
             "client_deadline_s": 12,
             "queue": [queue("cpu"), queue("gpu", gpus=[{"kind": "h200"}])],
             **more,
