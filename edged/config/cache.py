@@ -158,9 +158,9 @@ class Cache(Front):
     @model_validator(mode="after")
     def _distinct(self) -> Cache:
         names = [repository.name for repository in self.repositories]
-        hosts = [(host, d.prefix) for d in self.destinations for host in d.hosts]
-        for kind, values in (("repository", names), ("destination host", hosts)):
-            double = {str(value) for value in values if values.count(value) > 1}
+        places = [f"{host}{d.prefix}" for d in self.destinations for host in d.hosts]
+        for kind, values in (("repository", names), ("destination", places)):
+            double = {value for value in values if values.count(value) > 1}
             if double:
                 raise ValueError(f"{kind} named twice: {', '.join(sorted(double))}")
         return self

@@ -162,9 +162,7 @@ class Figures(Collector):
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(f"edged_cache_{name}", text, value=value)
-        used = GaugeMetricFamily(
-            "edged_cache_disk_used_bytes_max", "Bytes in the store (shared by workers)."
-        )
+        used = GaugeMetricFamily("edged_cache_disk_used_bytes_max", "Bytes in the store (shared by workers).")
         used.add_metric((), service.store.usage.total())
         yield used
 

@@ -37,6 +37,7 @@ class Keeper:
         self._touched: set[str] = set()
         self._touched_before: dict[str, float] = {}
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self.unkept = 0
         self.evicted = Evicted()
         self.files: int | None = None
@@ -57,8 +58,9 @@ class Keeper:
 
     async def flush(self) -> None:
         """Write everything out; used at the end and by tests."""
-        while self._pending:
-            await self._write_batch()
+        async with self._writing:
+            while self._pending:
+                await self._write_batch()
 
     async def write(self) -> None:
         """For ever: write what is pending."""

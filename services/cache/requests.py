@@ -116,7 +116,11 @@ def parse(head: bytes) -> Request:
     if method == b"CONNECT":
         raise Refused(403, "no tunnels through the cache")
     line = head[: head.index(b"\r\n")]
-    if line != b"%b %b HTTP/%b" % (method, seen.url, version.encode()):  # a memo of lines needs them canonical
+    if line != b"%b %b HTTP/%b" % (
+        method,
+        seen.url,
+        version.encode(),
+    ):  # a memo of lines needs them canonical
         raise Refused(400, "not a request line")
     values = _values(seen.headers, version)
     if not (seen.complete or upgrade):

@@ -182,6 +182,13 @@ class Store:
             for entry in self.entries(self.objects, number):
                 yield ObjectName(f"{number:02x}/{entry.name}")
 
+    def files(self) -> Iterator[str]:
+        """The paths of all objects and answers."""
+        for base in (self.objects, self.answers):
+            for number in range(256):
+                for entry in self.entries(base, number):
+                    yield entry.path
+
     @staticmethod
     def entries(base: Path, number: int) -> Iterator[os.DirEntry[str]]:
         """The files in one of the 256 directories of objects or answers; none when nothing came there yet."""

@@ -50,7 +50,9 @@ class Forge:
             .sign(self.signer, hashes.SHA256())
         )
 
-    def whitelist(self, certificate: x509.Certificate, *, expires: float | None = None, name: str = "") -> bytes:
+    def whitelist(
+        self, certificate: x509.Certificate, *, expires: float | None = None, name: str = ""
+    ) -> bytes:
         """A whitelist naming ``certificate``, by default valid for a month."""
         moment = time.time()
         prints = min(fingerprints(certificate), key=len)

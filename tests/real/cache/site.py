@@ -61,7 +61,9 @@ class Client:
         except (asyncio.IncompleteReadError, ConnectionError):
             return 0, {}
         first, *lines = text.split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+        }
         return int(first.split(" ")[1]), headers
 
     async def read(self, *, head_only: bool = False) -> Got:
@@ -164,7 +166,9 @@ async def cache(directory: Path, strata: Sequence[Stratum], **extra: Any) -> Asy
 
 def objects() -> list[str]:
     """The fixture's object paths, with the suffix of their kind."""
-    return sorted(str(path.relative_to(DATA / "objects")) for path in (DATA / "objects").rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(DATA / "objects")) for path in (DATA / "objects").rglob("*") if path.is_file()
+    )
 
 
 CATALOG = "data/75/a269601b15f51f08043f5004e80a9982ae0f4cC"

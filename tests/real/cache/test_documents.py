@@ -43,9 +43,10 @@ async def test_the_chain_of_a_real_repository_holds(tmp_path: Path) -> None:
 
 
 async def test_an_older_revision_is_refused_and_the_newer_one_kept_on_serving(tmp_path: Path) -> None:
-    async with Stratum(revision="rev2").running() as turning, cache(
-        tmp_path, [turning], fresh_s=NOW_AND_AGAIN
-    ) as site:
+    async with (
+        Stratum(revision="rev2").running() as turning,
+        cache(tmp_path, [turning], fresh_s=NOW_AND_AGAIN) as site,
+    ):
         assert (await site.get(MANIFEST)).body == document("rev2", MANIFEST)
         turning.revision = "rev1"
         got = await site.get(MANIFEST)
@@ -82,7 +83,9 @@ def _unsigned(say: Say) -> Say:
     return say
 
 
-@pytest.mark.parametrize("fault", [_tampered, _unsigned, faults.flipped, faults.truncated, faults.status(500)])
+@pytest.mark.parametrize(
+    "fault", [_tampered, _unsigned, faults.flipped, faults.truncated, faults.status(500)]
+)
 @pytest.mark.parametrize("file", [MANIFEST, WHITELIST])
 async def test_a_broken_document_comes_from_the_next_stratum(
     tmp_path: Path, fault: Callable[[Say], Say], file: str
@@ -144,7 +147,9 @@ async def test_a_whitelist_by_another_master_is_refused(tmp_path: Path, forge: F
         assert await _status(tmp_path, forge, stratum) == 502
 
 
-async def test_a_manifest_by_a_certificate_outside_the_whitelist_is_refused(tmp_path: Path, forge: Forge) -> None:
+async def test_a_manifest_by_a_certificate_outside_the_whitelist_is_refused(
+    tmp_path: Path, forge: Forge
+) -> None:
     async with Stratum().running() as stratum:
         impostor = Forge(master=forge.master, signer=new_key())
         stratum.objects = {**impostor.objects(5), WHITELIST: forge.objects(5)[WHITELIST]}

@@ -126,7 +126,10 @@ async def test_a_client_that_takes_nothing_costs_no_memory_and_harms_nobody(tmp_
 
 
 async def test_a_client_that_leaves_ends_its_own_wait_only(tmp_path: Path) -> None:
-    async with Stratum().running() as slow, cache(tmp_path, [slow], upstream={**FAST, "answer_s": 4.5}) as site:
+    async with (
+        Stratum().running() as slow,
+        cache(tmp_path, [slow], upstream={**FAST, "answer_s": 4.5}) as site,
+    ):
         slow.fault(CATALOG, faults.mute)
         leaving = site.client()
         await leaving.send(f"GET {site.url(CATALOG)} HTTP/1.1\r\nHost: s\r\n\r\n".encode())
@@ -181,7 +184,18 @@ async def test_the_access_log_tells_every_request_once(tmp_path: Path) -> None:
 
 
 async def _curl(site: Site, extra: list[str], url: str) -> str:
-    argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-x", f"http://{site.address}", *extra, url]
+    argv = [
+        "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "-x",
+        f"http://{site.address}",
+        *extra,
+        url,
+    ]
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     return output.decode()

@@ -199,7 +199,11 @@ async def test_all_strata_silent_is_a_timeout_before_the_client_s_own(tmp_path: 
 
 
 async def test_a_slow_stratum_is_raced_by_the_next(tmp_path: Path) -> None:
-    async with Stratum().running() as slow, Stratum().running() as fast, cache(tmp_path, [slow, fast]) as site:
+    async with (
+        Stratum().running() as slow,
+        Stratum().running() as fast,
+        cache(tmp_path, [slow, fast]) as site,
+    ):
         slow.fault(CATALOG, faults.mute)
         assert (await site.get(CATALOG)).body == truth(CATALOG)
         assert site.service.origins.all()[1].figures.raced == 1
@@ -214,7 +218,9 @@ async def test_an_upstream_that_fails_again_and_again_is_asked_last(tmp_path: Pa
             assert bad.asked.total() == site.service.routes.repository(REPOSITORY).origins[0].limits.failures
 
 
-async def test_too_many_fetches_close_the_connection_so_that_the_client_takes_another_proxy(tmp_path: Path) -> None:
+async def test_too_many_fetches_close_the_connection_so_that_the_client_takes_another_proxy(
+    tmp_path: Path,
+) -> None:
     async with Stratum().running() as slow, cache(tmp_path, [slow], fills=1) as site:
         slow.fault("", faults.mute)
         waiting = asyncio.create_task(site.get(CATALOG))

@@ -44,7 +44,9 @@ async def test_objects_outlive_a_restart(tmp_path: Path) -> None:
         assert good.asked.total() == 2
 
 
-@pytest.mark.parametrize(("path", "name"), [(CATALOG, NAME), (LARGE_PATH, LARGE_NAME)], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("path", "name"), [(CATALOG, NAME), (LARGE_PATH, LARGE_NAME)], ids=["small", "large"]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
 async def test_a_file_a_power_cut_damaged_is_found_and_fetched_anew(
     tmp_path: Path, path: str, name: ObjectName, damage: str
@@ -106,7 +108,9 @@ async def _two_workers(tmp_path: Path) -> None:
             await process.wait()
 
 
-async def started(directory: Path, stratum: Stratum, *, workers: int) -> tuple[asyncio.subprocess.Process, str]:
+async def started(
+    directory: Path, stratum: Stratum, *, workers: int
+) -> tuple[asyncio.subprocess.Process, str]:
     """`edged run cache` as its own process."""
     port, observe = unused_port(), unused_port()
     config = directory / "edged.toml"
@@ -261,5 +265,3 @@ def test_a_count_corrects_what_drifted(tmp_path: Path) -> None:
     store.usage.add(12345)
     assert eviction.count(store) == (10, 10 * BLOCK)
     assert store.usage.total() == 10 * BLOCK
-
-

@@ -15,7 +15,10 @@ from tests.real.cache.site import Site, cache
 from tests.support import stratum as faults
 from tests.support.stratum import Asked, Say, Stratum
 
-FRONTIER = "/FrontierProd/Frontier/type=frontier_request:1:DEFAULT&encoding=BLOBzip5&p1=" + "eNorTi3OTS0qBAAKLgMr" * 1000
+FRONTIER = (
+    "/FrontierProd/Frontier/type=frontier_request:1:DEFAULT&encoding=BLOBzip5&p1="
+    + "eNorTi3OTS0qBAAKLgMr" * 1000
+)
 MODIFIED = "Mon, 02 Nov 2026 10:00:00 GMT"
 
 
@@ -149,7 +152,10 @@ async def test_not_found_is_remembered_for_a_while(tmp_path: Path) -> None:
 
 
 async def test_stale_serves_in_an_outage_unless_forbidden(tmp_path: Path) -> None:
-    async with web(Cache_Control="max-age=0", ETag='"1"').running() as server, destination(tmp_path, server) as site:
+    async with (
+        web(Cache_Control="max-age=0", ETag='"1"').running() as server,
+        destination(tmp_path, server) as site,
+    ):
         await site.fetch(server.url + "/x")
         server.fault("/x", faults.status(503))
         assert (await site.fetch(server.url + "/x")).body == b"answer 1"

@@ -104,7 +104,13 @@ def test_who_keeps_the_connection(version: bytes, fields: tuple[bytes, ...], kee
 
 @pytest.mark.parametrize(
     "field",
-    [b"Range: bytes=0-1", b"Cache-Control: no-cache", b"Cookie: a=b", b"If-None-Match: x", b"Connection: close"],
+    [
+        b"Range: bytes=0-1",
+        b"Cache-Control: no-cache",
+        b"Cookie: a=b",
+        b"If-None-Match: x",
+        b"Connection: close",
+    ],
 )
 def test_what_changes_the_answer_is_not_plain(field: bytes) -> None:
     assert not requests.parse(head(b"GET /x HTTP/1.1", b"Host: h", field)).fields.plain
