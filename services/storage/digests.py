@@ -192,7 +192,7 @@ def _note(found: dict[str, bytes], algorithm: str, value: str, *, encoded: bool 
 def decode(algorithm: str, value: str, *, encoded: bool = False) -> bytes:
     """Raw bytes of a header value. Senders write adler32 with or without leading zeros, in any case."""
     try:
-        if algorithm in HEX and not encoded:
+        if algorithm in HEX and not encoded and value:
             raw = bytes.fromhex(value.strip('"').rjust(8, "0"))
         else:
             raw = base64.b64decode(value, validate=True)
