@@ -90,8 +90,10 @@ class Node:
 @asynccontextmanager
 async def stratum(url: str, *, corrupt: bool) -> AsyncIterator[None]:
     """A stratum-1 at ``url`` while entered; a corrupt one flips a bit in every object."""
+    writers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -104,8 +106,12 @@ async def stratum(url: str, *, corrupt: bool) -> AsyncIterator[None]:
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", int(url.rpartition(":")[2]))
-    async with server:
+    try:
         yield
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
 
 
 def _answer(path: str, *, corrupt: bool) -> bytes:
