@@ -35,6 +35,10 @@ class Sent:
         self.body_length = length
         self.keep_alive = keep_alive
 
+    def __contains__(self, _note: object) -> bool:
+        """aiohttp's responses carry notes; this one has none."""
+        return False
+
     async def prepare(self, _request: web.BaseRequest) -> None:
         """Nothing is left to do."""
 

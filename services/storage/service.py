@@ -63,7 +63,7 @@ class StorageFront:
         self._own_names = own_names(config, storage)
         self.transfers = Transfers(storage.stall_s)
         identity.on_ban(self.transfers.cut)
-        lock_file = config.runtime.run / "storage.locks"
+        lock_file = config.runtime.run / "storage" / "locks"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         self._locks = Locks(lock_file, limit=storage.locks, longest_s=storage.lock_s)
         self._spaces = Spaces(files, storage.space_s)

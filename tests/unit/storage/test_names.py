@@ -48,7 +48,7 @@ def test_located(raw: str, export: Export, path: str) -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [  # noqa: RUF005
+    [
         "/cms/../atlas",
         "/cms/.",
         "/cms/%2e%2e/x",
@@ -57,8 +57,11 @@ def test_located(raw: str, export: Export, path: str) -> None:
         "/cms/a%00b",
         "/cms/%ff",
         "/cms/%c3",
-    ]
-    + ["/cms/" + "x" * 256, "/cms/" + "ü" * 128, "/cms/" + "y/" * 2100, "/cms/\udcff"],
+        "/cms/" + "x" * 256,
+        "/cms/" + "ü" * 128,
+        "/cms/" + "y/" * 2100,
+        "/cms/�",
+    ],
 )
 def test_refused(raw: str) -> None:
     with pytest.raises(BadRequest):

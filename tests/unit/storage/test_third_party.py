@@ -20,11 +20,36 @@ POLICY = AddressPolicy(INTERNAL_NETWORKS, [])
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"]  # noqa: RUF005
-    + ["100.64.0.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fd00::1", "ff02::1"]
-    + ["::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::a00:1"]
-    + ["2002:7f00:1::", "2002:a00:1::1", "2001:0:0a00:1::", "2001:0:5db8:d822::80ff:fffe", "fe80::1%eth0"]
-    + ["nonsense", "", "127.1"],
+    [
+        "127.0.0.1",
+        "127.9.9.9",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b:1::a00:1",
+        "2002:7f00:1::",
+        "2002:a00:1::1",
+        "2001:0:0a00:1::",
+        "2001:0:5db8:d822::80ff:fffe",
+        "fe80::1%eth0",
+        "nonsense",
+        "",
+        "127.1",
+    ],
 )
 def test_denied(address: str) -> None:
     assert not POLICY.permits(address)
@@ -61,8 +86,20 @@ def test_urls() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "/local", "ftp://h/x", "file:///etc/passwd", "https://u:p@h/x", "https://h:x/", "https:///x"]  # noqa: RUF005
-    + ["https://h/a b", "https://h/\r\nX: y", "https://h%00/", "gopher://h", "https://[::1/x"],
+    [
+        "",
+        "/local",
+        "ftp://h/x",
+        "file:///etc/passwd",
+        "https://u:p@h/x",
+        "https://h:x/",
+        "https:///x",
+        "https://h/a b",
+        "https://h/\r\nX: y",
+        "https://h%00/",
+        "gopher://h",
+        "https://[::1/x",
+    ],
 )
 def test_urls_refused(url: str) -> None:
     with pytest.raises(BadRequest):
