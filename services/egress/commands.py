@@ -28,7 +28,6 @@ from services.egress.policy import Asker, Policy
 from services.egress.wishes import Target, target_of_authority
 
 CONFIG = click.option(
-    "-c",
     "--config",
     "config_file",
     type=click.Path(path_type=Path, dir_okay=False),

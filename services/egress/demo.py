@@ -77,8 +77,8 @@ async def _through(demo: Demo, target: str) -> str:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
-            status = (await reader.readline()).decode().strip()
-            await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = head.decode().splitlines()[0]
             if " 200 " not in status:
                 return f"{status.partition(' ')[2]}: {(await reader.read()).decode().strip()}"
             writer.write(b"GET / HTTP/1.1\r\nHost: outside\r\n\r\n")

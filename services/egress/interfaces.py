@@ -7,8 +7,8 @@ from pathlib import Path
 
 from services.egress.addresses import Address
 
-_FIB = Path("/proc/net/fib_trie")
-_IF_INET6 = Path("/proc/net/if_inet6")
+_FIB = Path("/proc/self/net/fib_trie")  # /proc/net itself is hidden by ProcSubset=pid
+_IF_INET6 = Path("/proc/self/net/if_inet6")
 
 
 def own_addresses(fib: Path = _FIB, if_inet6: Path = _IF_INET6) -> frozenset[Address]:

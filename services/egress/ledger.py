@@ -60,7 +60,7 @@ def store_of(config: Config) -> Store:
     """The service's database: the site's PostgreSQL, or a file of its own."""
     if config.runtime.database:
         return Store("egress", config.runtime.database, MIGRATIONS)
-    return Store.local("egress", Path(config.runtime.state) / "egress.db", MIGRATIONS)
+    return Store.local("egress", config.runtime.state / "egress" / "egress.sqlite", MIGRATIONS)
 
 
 class Ledger:

@@ -52,7 +52,9 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(stop, selectors.EVENT_READ)
         ticked = time.monotonic()
+        watchdog = systemd.Watchdog()
         while True:
+            watchdog.alive()
             for key, _ in self._selector.select(_TICK_S):
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
@@ -192,7 +194,8 @@ def run(config: Path, path: Path, front: str, user: str) -> None:
         account = pwd.getpwnam(front)
     except KeyError:
         raise ConfigError([f"--front: no user {front!r}"]) from None
-    listener = listen(path, account.pw_gid)
+    inherited = systemd.inherited_sockets().get("netd")
+    listener = inherited[0] if inherited else listen(path, account.pw_gid)
     own_uid = keep_only_net_admin(user)
     wake, woken = socket.socketpair()
     wake.setblocking(False)
