@@ -292,25 +292,31 @@ def test_explain_and_usage_tell_the_same_story(gate: Gate) -> None:
     assert line["group"] == {"vo": "cms", "destination": "everywhere", "way": "proxy"}
 
 
+TALKER = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], 3128), 5)
+s.sendall(f"CONNECT {sys.argv[2]} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\nping".encode())
+got = b""
+while not got.endswith(b"ping"):
+    got += s.recv(100)
+print("open", flush=True)
+s.settimeout(30)
+try:
+    print("end" if s.recv(100) == b"" else "bytes")
+except ConnectionResetError:
+    print("end")
+"""
+
+
 def test_kill_9_with_tunnels_open(gate: Gate) -> None:
     talk = gate.site.node.start(
-        "nc",
-        "-X",
-        "connect",
-        "-x",
-        PROXY,
-        NET4,
-        str(OPEN_PORT),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        sys.executable, "-c", TALKER, EDGE4, f"{NET4}:{OPEN_PORT}", stdout=subprocess.PIPE
     )
-    assert talk.stdin is not None and talk.stdout is not None and gate.process is not None
-    talk.stdin.write(b"ping\n")
-    talk.stdin.flush()
-    assert talk.stdout.readline() == b"ping\n"
+    assert talk.stdout is not None and gate.process is not None
+    assert talk.stdout.readline() == b"open\n"
     until(lambda: "cms" in gate.edged("usage").stdout, "accounts written", 10)
     gate.process.kill()
     gate.process.wait(10)
-    assert talk.stdout.readline() == b"", "the client is told"
+    assert talk.stdout.readline() == b"end\n", "the client is told"
     gate.start()
     assert "cms" in gate.edged("usage").stdout
