@@ -46,11 +46,17 @@ class AccessLog:
         self._disk = disk
         self._lines: list[bytes] = []
         self._fd = -1
+        self._moment = -1
+        self._stamp = b""
         self.dropped = 0
 
     def hit(self, now: float, peer: bytes, text: bytes) -> None:
         """A hit. ``peer`` and ``text`` are ready-made JSON pieces."""
-        self._lines.append(b'{"time":%.3f,"client":"%b%b' % (now, peer, text))
+        moment = int(now * 1000)
+        if moment != self._moment:  # many hits share a millisecond
+            self._moment = moment
+            self._stamp = b'{"time":%d.%03d,"client":"' % divmod(moment, 1000)
+        self._lines.append(self._stamp + peer + text)
 
     def request(
         self, now: float, peer: bytes, line: bytes, status: int, sent: int, outcome: Outcome, seconds: float

@@ -182,7 +182,8 @@ class Connection:
         """Send what is hot; mostly one system call."""
         resident = hot.resident
         resident.used = True
-        head = resident.head + b"%d\r\n\r\n" % max(0, now - resident.born)
+        second = int(now)
+        head = resident.aged_head if resident.aged_at == second else resident.aged(second)
         body = resident.body
         self.waiting_for = "request"
         self.since = self._listener.clock()

@@ -31,6 +31,14 @@ class Resident:
     used: bool = False
     touched: float = 0.0
     lines: list[bytes] = field(default_factory=list)
+    aged_at: int = -1
+    aged_head: bytes = b""
+
+    def aged(self, now: int) -> bytes:
+        """The whole head at second ``now``, made once a second."""
+        self.aged_at = now
+        self.aged_head = self.head + b"%d\r\n\r\n" % max(0, now - int(self.born))
+        return self.aged_head
 
     @property
     def cost(self) -> int:
