@@ -77,6 +77,7 @@ class Follower:
         self._on_change = on_change
         self._before: dict[str, Sweep] = {}
         self._present: dict[str, set[JobId]] = {}
+        self._early: dict[JobId, BatchJob] = {}  # told before its submission had returned
         self._missing_since: dict[JobId, float] = {}
         self._ending_since: dict[JobId, float] = {}
         self._cancelled_at: dict[JobId, float] = {}
@@ -135,15 +136,31 @@ class Follower:
                 present.add(_job_id(found.ref.name))
                 self._saw(found)
             self._before[key] = sweep
+            self._catch_up()
             ended = self._to_ask(asked, present, look.accounts)
             if ended:
                 await self._ask_accounting(look.grant, ended)
         await self._cancel_due()
 
+    def _catch_up(self) -> None:
+        """Records that came before we knew the job was there: an unchanged one is not told again."""
+        for known in list(self._early):
+            job = self._registry.get(known)
+            if job is None or job.state.final:
+                del self._early[known]
+            elif job.state in IN_BATCH:
+                self._saw(self._early[known])
+
     def _saw(self, found: BatchJob) -> None:
         """A changed record of the sweep."""
         job = self._registry.get(_job_id(found.ref.name))
-        if job is None or job.state not in IN_BATCH or job.ref is None or not job.ref.same(found.ref):
+        if job is None or job.state.final:
+            return
+        if job.state not in IN_BATCH or job.ref is None:
+            self._early[job.id] = found
+            return
+        self._early.pop(job.id, None)  # this is newer
+        if not job.ref.same(found.ref):
             return
         self._missing_since.pop(job.id, None)
         self._apply(job, found)
