@@ -216,7 +216,12 @@ class StorageSite:
             },
             "observe": {"listen": f"127.0.0.1:{self.observe}"},
             "accounts": {"mode": "accountd" if is_root() else "self"},
-            "identity": {"assertions": [{"service": "storage", "accounts": [self.account]}]},
+            "identity": {
+                "assertions": [
+                    {"service": "storage", "accounts": [self.account],
+                     "grants": ["storage.read:/", "storage.modify:/"]}
+                ]
+            },
             "issuer": [
                 {"url": self.issuer.url, "audience": [AUDIENCE], "vo": "cms", "jwks_file": str(jwks)}
             ],

@@ -40,6 +40,7 @@ def site(ground: Path) -> Iterator[StorageSite]:
         {"prefix": "/open", "root": str(directory / "open"), "vo": "cms", "anonymous": account},
         {"prefix": "/atlas", "root": str(directory / "atlas"), "vo": "atlas", "accounts": [account]},
         {"prefix": "/pruned", "root": str(directory / "pruned"), "vo": "cms", "prune": 3},
+        {"prefix": "/small", "root": str(directory / "small"), "vo": "cms"},
         {"prefix": "/strict", "root": str(directory / "strict"), "vo": "cms", "create_parents": False},
     )
     settings = {"third_party": THIRD_PARTY, "stall_s": 5.0, "report_public": True}
