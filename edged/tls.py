@@ -30,6 +30,9 @@ class ServerTls:
             self.context.load_verify_locations(capath=str(tls.ca_directory))
             self.context.verify_mode = ssl.CERT_OPTIONAL
             self.context.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
+            # a resumed session keeps the client's certificate but not its verified chain, where its owner is
+            self.context.options |= ssl.OP_NO_TICKET
+            self.context.num_tickets = 0
         self._seen = self._stamp()
         self.load()
 

@@ -15,6 +15,7 @@ def problems(config: Config) -> Iterator[str]:
     yield from _mappings(config)
     yield from _accounts(config)
     yield from _queues(config)
+    yield from _arc(config)
     yield from _exports(config)
 
 
@@ -88,6 +89,22 @@ def _queues(config: Config) -> Iterator[str]:
         seen.setdefault(queue.name, index)
         if queue.default_walltime_s > queue.max_walltime_s:
             yield f"jobs.queue[{index}].default_walltime_s: above max_walltime_s"
+
+
+def _arc(config: Config) -> Iterator[str]:
+    """X.509 subjects: the door may only claim accounts that root-owned configuration lists for it."""
+    if config.jobs is None or config.jobs.arc is None or not config.jobs.arc.subjects:
+        return
+    claimed = {
+        account for one in config.identity.assertions if one.service == "jobs" for account in one.accounts
+    }
+    for subject, account in config.jobs.arc.subjects.items():
+        if account not in claimed:
+            yield (
+                f"jobs.arc.subjects.{subject!r}: no [[identity.assertions]] with service = 'jobs' has {account!r}"
+            )
+    if config.tls.ca_directory is None:
+        yield "tls.ca_directory: needed for the X.509 subjects of jobs.arc.subjects"
 
 
 def _exports(config: Config) -> Iterator[str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from edged.config.base import AbsolutePath, ByteSize, Count, Seconds, Section, Word
+from edged.config.doors import Arc, InterLink
 from edged.config.site import Front
 from edged.identity.words import JobClass
 
@@ -64,6 +66,7 @@ class Software(Section):
 class Jobs(Front):
     """The job engine."""
 
+    workers: Literal[1] = Field(default=1, description="There is one engine; it answers from its memory")
     batch: Word = Field(default="slurm", description="Driver: slurm, local, or one the site installed")
     sessions: AbsolutePath = Field(
         default=Path("/var/lib/edged-sessions"),
@@ -86,3 +89,5 @@ class Jobs(Front):
     proxy_environment: dict[str, str] = Field(default={}, description="Set in every job, e.g. OSG_SQUID_LOCATION")
     slurm_conf: AbsolutePath | None = Field(default=None, description="SLURM_CONF for the clients")
     slurm_bin: AbsolutePath = Path("/usr/bin")
+    arc: Arc | None = Field(default=None, description="The ARC REST door; None: it does not exist")
+    interlink: InterLink | None = Field(default=None, description="The interLink door; None: it does not exist")

@@ -41,6 +41,7 @@ REFUSED = metrics.counter(
     "http_connections_refused", "Connections closed at accept: over a limit.", ("service",)
 )
 
+UNAUTHENTICATED = "edged.unauthenticated"  # a handler's own refusal of a credential: response[it] = True
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "MKCOL", "PROPFIND", "PROPPATCH"}
     | {"COPY", "MOVE", "LOCK", "UNLOCK"}
@@ -169,6 +170,8 @@ class HttpServer:
             if self.failures.blocked(source, time.time()):
                 raise Busy("too many failed authentications from this address", retry_after_s=60)  # noqa: TRY301
             response = await self._handler(request)
+            if UNAUTHENTICATED in response:
+                self.failures.failed(source, time.time())
         except Exception as error:  # the one place where any error becomes an answer
             if isinstance(error, Unauthenticated):
                 self.failures.failed(source, time.time())

@@ -255,6 +255,7 @@ class Engine:
             outputs=description.outputs,
             stdin=description.stdin or "",
             delegation=description.delegation,
+            credential_in_job=description.credential_in_job,
             reruns=description.reruns,
             keep_s=description.keep_s or self.config.keep_s,
             history=[Step(now, State.ACCEPTED)],
@@ -272,7 +273,7 @@ class Engine:
         submission = policy.submission(job, queue, rule)
         files = {
             **await self._files_of(job, description, submission),
-            **self.credentials.files(job.delegation),
+            **(self.credentials.files(job.delegation) if job.credential_in_job else {}),
         }
         await self.sessions.create(self.registry.grant(job.id), job.id, files)
         return submission
@@ -335,6 +336,11 @@ class Engine:
             raise Conflict(f"the job is {job.state.value}; cancel it first")
         await self._clean(job)
 
+    async def clean_at_end(self, job: Job) -> None:
+        """Remove a job soon after it has ended by itself."""
+        job.keep_s = 1.0
+        await self.registry.save(job)
+
     async def _clean(self, job: Job) -> None:
         await self.sessions.remove(self.registry.grant(job.id), job.id)
         await self.registry.forget(job)
@@ -365,7 +371,9 @@ class Engine:
         """A delegation has a new credential: hand it to the jobs that use it and are under way."""
         files = self.credentials.files(delegation)
         for job in self.registry:
-            if job.delegation == delegation and not job.state.final and job.state is not State.ACCEPTED:
+            if job.delegation != delegation or not job.credential_in_job:
+                continue
+            if not job.state.final and job.state is not State.ACCEPTED:
                 await self.sessions.create(self.registry.grant(job.id), job.id, files)
 
     async def put_input(self, job: Job, name: str, content: AsyncIterator[bytes]) -> None:

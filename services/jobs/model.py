@@ -89,12 +89,13 @@ class Array(Request, frozen=True):
 
 
 class Description(Request, frozen=True):
-    """A job as it is asked for: an ``executable`` with ``arguments``, or a ``script`` that begins with ``#!``.
+    """A job as it is asked for: an ``executable`` with ``arguments``, or a ``script`` beginning with ``#!``.
 
     ``inputs`` are names the caller will upload; the job waits for them. ``key`` makes a repeat harmless:
     the same key of the same principal gives the same job. ``outputs``: all the caller will fetch (None:
     whatever is there). ``programs`` are inputs to be made executable. ``reruns``: how often it may be started
-    again after failing. ``delegation`` names a credential of the caller's to be given to the job.
+    again after failing. ``delegation`` names a credential of the caller's, given to the job unless
+    ``credential_in_job`` is false.
     ``source`` is the text this was translated from, for doors that speak another language.
     """
 
@@ -118,6 +119,7 @@ class Description(Request, frozen=True):
     programs: Annotated[tuple[FileName, ...], Meta(max_length=1000)] = ()
     reruns: Annotated[int, Meta(ge=0, le=5)] = 0
     delegation: Annotated[str, Meta(max_length=64)] = ""
+    credential_in_job: bool = True
     source: Annotated[str, Meta(max_length=8 << 20)] = ""
     key: Annotated[str, Meta(max_length=200)] = ""
 
@@ -182,6 +184,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] | None = None
     delegation: str = ""
+    credential_in_job: bool = True
     reruns: int = 0
     run: int = 0
     past: tuple[BatchRef, ...] = ()

@@ -62,7 +62,7 @@ def _programs(description: Description) -> tuple[str, ...]:
 
 def _credentials(job: Job) -> tuple[str, ...]:
     """Where tools look for what the owner delegated; the files are the session's, renewed in place."""
-    if not job.delegation:
+    if not job.delegation or not job.credential_in_job:
         return ()
     files = {"X509_USER_PROXY": PROXY_FILE, "BEARER_TOKEN_FILE": TOKEN_FILE}
     return tuple(f'[ ! -f {file} ] || export {name}="$PWD/{file}"' for name, file in files.items())

@@ -10,8 +10,8 @@ from edged.accounts.client import AccountClient
 from edged.config import Config
 from edged.config.jobs import Jobs
 from edged.errors import ConfigError
-from edged.http.api import Api
-from edged.http.server import HttpServer
+from edged.http.api import Api, Mounts
+from edged.http.server import Handler, HttpServer
 from edged.identity.client import IdentityClient
 from edged.identity.words import ServiceName
 from edged.lifecycle import Service
@@ -19,6 +19,7 @@ from edged.services import Context
 from edged.tls import ServerTls
 from services.jobs import journal
 from services.jobs.batch.protocol import ENTRY_POINTS, BatchSystem, Driver
+from services.jobs.doors.arc.door import ArcDoor
 from services.jobs.doors.native import NativeDoor
 from services.jobs.engine import Engine
 from services.jobs.payload import Payloads
@@ -46,12 +47,19 @@ def build(config: Config, context: Context) -> list[Service]:
     server = HttpServer(
         NAME,
         config.jobs,
-        api.handle,
+        _handler(config, engine, identity, api),
         tls=ServerTls(config.tls) if config.jobs.tls else None,
         inherited=context.inherited.get(NAME),
         stop_deadline_s=config.runtime.stop_deadline_s,
     )
     return [identity, accounts, engine, server]
+
+
+def _handler(config: Config, engine: Engine, identity: IdentityClient, api: Api) -> Handler:
+    """The doors on the one listener, by path."""
+    if config.jobs is None or config.jobs.arc is None:
+        return api.handle
+    return Mounts({"/arex": ArcDoor(config, engine, identity).handle, "/": api.handle}).handle
 
 
 def batch_systems(jobs: Jobs, accounts: Batch) -> Mapping[str, BatchSystem]:

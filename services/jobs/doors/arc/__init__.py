@@ -1,0 +1,1 @@
+"""The ARC REST door: `/arex/rest`. See README.md."""
