@@ -17,8 +17,8 @@ THIRD_PARTY = {
     "allow": ["127.0.0.0/8"],
     "marker_s": 0.5,
     "plain_http": True,
-    "attempts": 3,
-    "stall_s": 5.0,
+    "attempts": 2,
+    "stall_s": 2.0,
 }
 
 

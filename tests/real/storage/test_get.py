@@ -169,7 +169,11 @@ def test_a_file_changed_while_read_is_broken_off(plain_dav: Dav) -> None:
 
 def test_symlinks_out_and_special_files(dav: Dav, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
-    for name, to in {"out": tmp_path / "secret", "abs": Path("/etc/passwd"), "up": Path("../../../../etc/passwd")}.items():
+    for name, to in {
+        "out": tmp_path / "secret",
+        "abs": Path("/etc/passwd"),
+        "up": Path("../../../../etc/passwd"),
+    }.items():
         (dav.root / name).symlink_to(to)
     (dav.root / "dirout").symlink_to("/etc")
     os.mkfifo(dav.root / "fifo")

@@ -40,9 +40,7 @@ def test_live_properties(dav: Dav) -> None:
 
 def test_dead_properties_live_with_the_file(dav: Dav) -> None:
     dav("PUT", "f", b"x")
-    set_ = (
-        '<propertyupdate xmlns="DAV:"><set><prop><colour xmlns="urn:c">blau</colour></prop></set></propertyupdate>'
-    )
+    set_ = '<propertyupdate xmlns="DAV:"><set><prop><colour xmlns="urn:c">blau</colour></prop></set></propertyupdate>'
     assert dav("PROPPATCH", "f", set_.encode()).status == 207
     dav("MOVE", "f", Destination=dav.url("g"))
     dav("COPY", "g", Destination=dav.url("h"))

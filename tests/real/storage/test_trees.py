@@ -59,7 +59,10 @@ def test_move(dav: Dav) -> None:
     assert dav("MOVE", "a", Destination=dav.full("deep/er/b")).status == 204
     assert dav("GET", "deep/er/b").body == b"two"
     assert dav("MOVE", "a", Destination=dav.url("c")).status == 404
-    assert dav("HEAD", "deep/er/b", Want_Digest="adler32").headers["digest"] == f"adler32={zlib.adler32(b'two'):08x}"
+    assert (
+        dav("HEAD", "deep/er/b", Want_Digest="adler32").headers["digest"]
+        == f"adler32={zlib.adler32(b'two'):08x}"
+    )
 
 
 def test_move_trees(dav: Dav) -> None:
