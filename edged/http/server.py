@@ -18,7 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from edged import metrics
 from edged.config.site import Front
-from edged.errors import Busy, ConfigError, Unauthenticated
+from edged.errors import BadRequest, Busy, ConfigError, Unauthenticated
 from edged.http.limits import Connections, Failures, source_of
 from edged.http.listen import address_of, listeners
 from edged.http.problems import answer
@@ -215,6 +215,20 @@ class _Connection(RequestHandler):
         super().__init__(server, loop=asyncio.get_running_loop(), **server._kwargs)
         self._source = source
         self._on_close: Callable[[str], None] | None = on_close
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is answered like every other error, and the connection ends with it."""
+        if status >= 500 or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        response = answer(BadRequest("not a valid HTTP request"))
+        response.force_close()
+        return response
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Count the place free, then aiohttp's own clean-up."""

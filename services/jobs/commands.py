@@ -75,7 +75,7 @@ def job(context: click.Context, url: str, ca_file: Path | None, as_json: bool) -
 @click.option("--input", "inputs", multiple=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--wait", is_flag=True, help="Wait for its end; the exit status tells how it ended.")
 @click.pass_obj
-def submit(site: Site, **given: Any) -> None:
+def submit(site: Site, /, **given: Any) -> None:
     """Submit a job: EXECUTABLE with ARGUMENTS, a --script, or a JSON --file."""
     description, files = _described(given)
 

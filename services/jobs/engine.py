@@ -427,12 +427,15 @@ class Engine:
         return states
 
     async def _looks(self, batch: str) -> list[Look]:
-        """One sweep by the poll account, or one per account with jobs there."""
-        poll = self._site.accounts.poll_account
-        if poll is not None:
-            return [Look(await self._identity.standing_grant(AccountName(poll)))]
+        """One sweep where one account sees the jobs of all, else one per account with jobs there."""
         accounts = sorted({j.account for j in self.registry if j.batch == batch and j.state in IN_BATCH})
-        return [Look(await self._identity.standing_grant(account), (account,)) for account in accounts]
+        if not accounts:
+            return []
+        viewer = AccountName(self._site.accounts.poll_account or accounts[0])
+        grant = await self._identity.standing_grant(viewer)
+        if await self.batches[batch].sees_all(grant):
+            return [Look("all", grant, tuple(accounts))]
+        return [Look(own, await self._identity.standing_grant(own), (own,)) for own in accounts]
 
 
 def new_id() -> str:

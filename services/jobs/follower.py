@@ -51,10 +51,11 @@ STATE_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One sweep to make: as whom, and whose jobs it shows (empty: everybody's)."""
+    """One sweep to make: as whom, and whose jobs it shows. Sweeps of the same ``key`` are compared."""
 
+    key: str
     grant: bytes
-    accounts: tuple[str, ...] = ()
+    accounts: tuple[str, ...]
 
 
 class Follower:
@@ -128,7 +129,7 @@ class Follower:
         asked = time.time()
         for look in await self._looks():
             sweep = await self.batch.sweep(look.grant, look.accounts)
-            key = ",".join(look.accounts)
+            key = look.key
             present = self._present.setdefault(key, set())
             changes = sweep.since(self._before.get(key))
             present.difference_update(map(_job_id, changes.gone))
