@@ -53,7 +53,13 @@ def slurm_settings(root: Path, slurm: SlurmTestbed, issuer: str, **more: Any) ->
     return {
         "accounts": {"mode": "accountd", "minimum_uid": 1000},
         "mapping": [
-            {"issuer": issuer, "groups": ["/atlas"], "account": "atlprd", "class": "production", "vo": "atlas"},
+            {
+                "issuer": issuer,
+                "groups": ["/atlas"],
+                "account": "atlprd",
+                "class": "production",
+                "vo": "atlas",
+            },
             {"issuer": issuer, "groups": ["/cms"], "account": "cmsprd", "class": "production"},
         ],
         "jobs": {

@@ -17,7 +17,9 @@ NASTY = "$(touch pwned) `id` \"quoted\" 'single' \n#SBATCH --partition=gpu\n\\ *
 
 async def test_a_script_runs_and_its_output_comes_back(local_site: Site) -> None:
     async with local_site.api() as api:
-        job = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\necho out; echo err >&2; exit 3\n"})
+        job = await api.call(
+            "POST", "/v1/jobs", body={"script": "#!/bin/sh\necho out; echo err >&2; exit 3\n"}
+        )
         view = await ended(api, job["id"])
         assert (view["state"], view["exit_code"], view["cause"]) == ("FAILED", 3, "exit")
         assert await output(api, job["id"]) == "out\n"
@@ -140,7 +142,11 @@ async def test_a_key_makes_a_repeat_harmless(local_site: Site) -> None:
 
 async def test_bulk_has_one_outcome_each(local_site: Site) -> None:
     async with local_site.api() as api:
-        bad = [{"executable": ""}, {"executable": "true", "unknown": 1}, {"executable": "true", "queue": "none"}]
+        bad = [
+            {"executable": ""},
+            {"executable": "true", "unknown": 1},
+            {"executable": "true", "queue": "none"},
+        ]
         body = {"jobs": [{"executable": "true"}, *bad, {"executable": "true"}]}
         outcomes = (await api.call("POST", "/v1/jobs/bulk", body=body))["jobs"]
         assert [outcome["status"] for outcome in outcomes] == [201, 400, 400, 404, 201]

@@ -64,6 +64,7 @@ async def test_another_vo_sees_nothing(slurm_site: Site) -> None:
 
 async def test_ends_have_their_causes(slurm_site: Site, slurm: SlurmTestbed) -> None:
     async with slurm_site.api() as api:
+
         async def submit(script: str, **more: object) -> str:
             job = await api.call("POST", "/v1/jobs", body={"script": f"#!/bin/sh\n{script}\n", **more})
             return str(job["id"])
@@ -83,7 +84,9 @@ async def test_ends_have_their_causes(slurm_site: Site, slurm: SlurmTestbed) -> 
 
 
 async def test_a_script_cannot_steer_slurm(slurm_site: Site) -> None:
-    script = "#!/bin/bash\n#SBATCH --partition=gpu\n#SBATCH --comment=pwned\necho $SLURM_JOB_PARTITION $SBATCH_X\n"
+    script = (
+        "#!/bin/bash\n#SBATCH --partition=gpu\n#SBATCH --comment=pwned\necho $SLURM_JOB_PARTITION $SBATCH_X\n"
+    )
     async with slurm_site.api() as api:
         body = {"script": script, "queue": "cpu", "environment": {"SBATCH_PARTITION": "gpu", "SBATCH_X": "1"}}
         job = await api.call("POST", "/v1/jobs", body=body)
@@ -129,13 +132,19 @@ def slurm_client_gave_up(site: Site, job: str) -> None:
     """Until the log tells that the first submission's outcome is unknown."""
     from tests.support.waiting import until
 
-    until(lambda: any("job waits" in line and job in line for line in site.log().splitlines()), "a time-out", 40)
+    until(
+        lambda: any("job waits" in line and job in line for line in site.log().splitlines()), "a time-out", 40
+    )
 
 
-async def test_a_controller_that_forgot_its_jobs_makes_them_lost(slurm_site: Site, slurm: SlurmTestbed) -> None:
+async def test_a_controller_that_forgot_its_jobs_makes_them_lost(
+    slurm_site: Site, slurm: SlurmTestbed
+) -> None:
     async with slurm_site.api() as api:
         made = [
-            (await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nsleep 1\n", "queue": "cpu"}))["id"]
+            (await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nsleep 1\n", "queue": "cpu"}))[
+                "id"
+            ]
             for _ in range(3)
         ]
         for job in made:
