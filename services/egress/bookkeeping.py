@@ -1,21 +1,15 @@
-"""Taking the accounts to the ledger, and showing their totals as metrics."""
+"""Taking the accounts to the ledger."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
-
-from edged import metrics
 from edged.errors import EdgeError
 from edged.logs import get_logger
 from services.egress.accounts import Accounts
-from services.egress.gate import Gate
 from services.egress.ledger import HOUR_S, Ledger
 
 log = get_logger("services.egress.bookkeeping")
@@ -79,33 +73,3 @@ class Bookkeeper:
             await self._ledger.forget(time.time() - self._keep_s)
         except EdgeError as error:
             log.warning("old accounts stay", extra={"reason": str(error)})
-
-
-class EgressMetrics(Collector):
-    """Computed when scraped: nothing is paid per connection. Labels are words of the configuration."""
-
-    def __init__(self, gate: Gate, accounts: Accounts) -> None:
-        self._gate, self._accounts = gate, accounts
-
-    def collect(self) -> Iterator[Metric]:
-        moved = CounterMetricFamily(
-            "edged_egress_bytes", "Bytes through the gate.", labels=("vo", "destination", "way", "direction")
-        )
-        for labels, count in self._accounts.bytes.items():
-            moved.add_metric([str(word) for word in labels], count)
-        yield moved
-        ended = CounterMetricFamily(
-            "edged_egress_connections", "Connections asked for, by outcome.", labels=("vo", "way", "outcome")
-        )
-        for by, count in self._accounts.ended.items():
-            ended.add_metric([str(word) for word in by], count)
-        yield ended
-        yield GaugeMetricFamily("edged_egress_tunnels", "Tunnels open now.", value=len(self._gate.tunnels))
-        yield GaugeMetricFamily("edged_egress_pipes", "Kernel pipes made.", value=self._gate.pipes.made)
-
-
-def show(gate: Gate, accounts: Accounts) -> Collector:
-    """Register the metrics; the caller unregisters them when it stops."""
-    collector = EgressMetrics(gate, accounts)
-    metrics.register(collector)
-    return collector

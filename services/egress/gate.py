@@ -23,6 +23,7 @@ from services.egress import http
 from services.egress.accounts import Accounts
 from services.egress.addresses import Address, Guard, canonical
 from services.egress.destinations import Place
+from services.egress.exposition import shown
 from services.egress.interfaces import own_addresses
 from services.egress.journal import Journal
 from services.egress.limits import Meter, Meters
@@ -106,7 +107,8 @@ class Gate:
                 tasks.create_task(relay.watch(), name=f"relay-{relay.name}") for relay in self.relays
             ]
             try:
-                yield
+                with shown(self, self.accounts):
+                    yield
             finally:
                 for task in [*background, *self._asking]:
                     task.cancel()

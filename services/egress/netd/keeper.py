@@ -11,7 +11,7 @@ from typing import Any
 
 from edged import config as configuration
 from edged.config.egress import Egress, Nat, Protocol, Way
-from edged.errors import BadRequest, ConfigError
+from edged.errors import BadRequest, ConfigError, Upstream
 from edged.logs import get_logger
 from services.egress.addresses import Address, Guard, canonical
 from services.egress.destinations import Destination, Place
@@ -53,8 +53,12 @@ class Keeper:
     def apply(self) -> list[str]:
         """Read the configuration and make it so; returns the commands. Raises ConfigError, Upstream."""
         settings, nat, policy = self._read()
-        self._table = self._running()
-        done = self._become(policy, nat, ruleset.table(policy, nat, _now()))
+        wanted = ruleset.table(policy, nat, _now())
+        try:
+            done = self._become(policy, nat, wanted)
+        except Upstream:  # somebody else's hand was in our table: look, and do it from there
+            self._table = self._running()
+            done = self._become(policy, nat, wanted)
         self._settings, self._off = settings, False
         return done
 
