@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from services.cache.names import ObjectName
 from services.cache.store import Store, footprint
 
 _SAMPLE = 1000
@@ -99,7 +100,16 @@ class Evictor:
 
 
 def count(store: Store) -> tuple[int, int]:
-    """Files and bytes by a full walk, which also corrects the running count. Minutes for millions: a thread."""
+    """Files and bytes by a full walk, which also corrects the running count and fills ``presence``.
+
+    Seconds for a million files: call it in a thread.
+    """
+    with (store.root / "count.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that correct the same drift at once would correct it twice
+        return _count(store)
+
+
+def _count(store: Store) -> tuple[int, int]:
     before = store.usage.total()
     files = held = 0
     for base in (store.objects, store.answers):
@@ -108,7 +118,10 @@ def count(store: Store) -> tuple[int, int]:
                 try:
                     held += footprint(entry.stat(follow_symlinks=False).st_size)
                     files += 1
+                    if base is store.objects:
+                        store.presence.add(ObjectName(f"{number:02x}/{entry.name}"))
                 except FileNotFoundError:
                     continue
     store.usage.add(held - before)
+    store.presence.complete = True
     return files, held

@@ -59,6 +59,8 @@ class Objects:
         resident = self._residents.get(name.key)
         if resident is not None:
             return resident
+        if self._store.presence.lacks(name):
+            return None
         try:
             file = self._store.look(name)
         except WouldBlock:
@@ -76,6 +78,8 @@ class Objects:
         resident = self.at_hand(name)
         if resident is not None:
             return resident
+        if self._store.presence.lacks(name):
+            return None
         loop = asyncio.get_running_loop()
         file = await loop.run_in_executor(self._disk, self._store.open, name)
         if file is None:

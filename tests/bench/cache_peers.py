@@ -104,14 +104,19 @@ class Bench:
             paths.append(path)
         return paths
 
-    def spawn(self, argv: Sequence[str | Path], *, pin: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+    def asked(self, path: str) -> int:
+        """How often the origin was asked for ``path``."""
+        log = self.root / "origin/access.log"
+        return log.read_text().count(path) if log.exists() else 0
+
+    def spawn(self, argv: Sequence[object], *, pin: bool = True, **environment: str) -> subprocess.Popen[bytes]:
         """A process of ours, pinned to the peers' core."""
-        argv = list(map(str, argv))
+        words = list(map(str, argv))
         if pin and self.core is not None:
-            argv = ["taskset", "-c", str(self.core), *argv]
+            words = ["taskset", "-c", str(self.core), *words]
         log = (self.root / f"{len(self.started)}.log").open("wb")
         process = subprocess.Popen(
-            argv,
+            words,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -144,7 +149,7 @@ class Bench:
         config.write_text(
             f"user root; daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log;\n"
             "events { worker_connections 8192; }\n"
-            f"http {{ access_log off; sendfile on; keepalive_requests 1000000; server {{ listen 127.0.0.1:{self.origin_port}"
+            f"http {{ access_log {directory}/access.log; sendfile on; keepalive_requests 1000000; server {{ listen 127.0.0.1:{self.origin_port}"
             f" backlog=4096; root {self.root}/www; add_header Cache-Control max-age=259200; etag off; }} }}\n"
         )
         return self._ready(Peer("origin", self.origin_port, [self.spawn(["nginx", "-c", config], pin=False)]))
@@ -210,7 +215,7 @@ class Bench:
             "sub vcl_recv { if (client.ip !~ nodes) { return (synth(403)); } }\n"
         )
         argv = ["varnishd", "-F", "-f", vcl, "-a", f"127.0.0.1:{port}", "-s", "malloc,512m", "-n", directory / "work"]
-        daemon = self.spawn([*argv, "-T", "none"])
+        daemon = self.spawn([*map(str, argv), "-T", "none"])
         peer = self._ready(Peer("varnish", port, [daemon]))
         peer.processes.append(self.spawn(["varnishncsa", "-n", directory / "work", "-w", directory / "access.log"]))
         return peer
