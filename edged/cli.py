@@ -78,8 +78,13 @@ def run(services: tuple[str, ...], config_file: Path) -> None:
 @main.command()
 @CONFIG
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--replacing",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="FILE is to take this file's place: check it among those that stay, as Ansible's validate does.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def check(config_file: Path, file: Path | None, as_json: bool) -> None:
+def check(config_file: Path, file: Path | None, replacing: Path | None, as_json: bool) -> None:
     """Check the configuration: every error with its dotted path (exit 2), then warnings."""
     import json
 
@@ -89,7 +94,10 @@ def check(config_file: Path, file: Path | None, as_json: bool) -> None:
     problems: list[str] = []
     warnings: list[str] = []
     try:
-        loaded = config.load(file or config_file)
+        if file is not None and replacing is not None:
+            loaded = config.load(config_file, {replacing: file})
+        else:
+            loaded = config.load(file or config_file)
         warnings = list(config.warnings(loaded))
         problems = missing_kernel_support()
     except ConfigError as error:
@@ -113,15 +121,17 @@ def state() -> None:
 
 @state.command()
 @CONFIG
-def migrate(config_file: Path) -> None:
-    """Bring every database to this version's schema. Run it once after an upgrade, before starting."""
-    from edged import config, services
+@click.option("--only", metavar="NAME", help="Only this database.")
+def migrate(config_file: Path, only: str | None) -> None:
+    """Bring every database to this version's schema. Run it once after an upgrade, before starting.
 
-    loaded = config.load(config_file)
-    for store in services.stores(loaded):
-        applied = store.prepare()
-        done = f"applied {', '.join(map(str, applied))}" if applied else "up to date"
-        click.echo(f"{store.name}: {done}")
+    Root does it as the owner of each database, so that the service can open what it finds.
+    """
+    from edged import config
+    from edged.state import upgrade
+
+    for line in upgrade.migrate(config.load(config_file), config_file, only):
+        click.echo(line)
 
 
 @main.command()

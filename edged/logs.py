@@ -16,6 +16,8 @@ from typing import IO, Literal
 
 import msgspec
 
+from edged import systemd
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -75,7 +77,10 @@ def setup(
     audit_file: Path | None = None,
     stream: IO[str] | None = None,
 ) -> None:
-    """Send all logs to ``stream`` (stderr); audit lines go to their own file as well when one is named."""
+    """Send all logs to ``stream`` (stderr); audit lines go to their own file as well when one is named.
+
+    A unit with a log directory of its own keeps its audit file there: no service may write another's.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     root = logging.getLogger()
@@ -89,6 +94,8 @@ def setup(
     if audit_file is not None:
         from logging.handlers import WatchedFileHandler  # follows logrotate's rename
 
+        own = systemd.log_directory()
+        audit_file = own / audit_file.name if own is not None else audit_file
         audit_handler = WatchedFileHandler(audit_file, encoding="utf-8")
         audit_handler.setFormatter(JsonFormatter())
         channel.addHandler(audit_handler)

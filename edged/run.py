@@ -71,7 +71,10 @@ async def serve(
     health = Health()
     parts, groups = _parts(config, config_file, only, inherited or {}, worker)
     observer = Observer(
-        _observe_address(config, only, worker), health, others=[group.pages for group in groups]
+        _observe_address(config, only, worker),
+        health,
+        inherited=(inherited or {}).get("observe") if worker is None else None,
+        others=[group.pages for group in groups],
     )
 
     def ready() -> None:
@@ -89,9 +92,12 @@ async def serve(
 
 
 def _tell_addresses(config: Config, parts: Sequence[Service]) -> None:
-    """Write where each listener is to ``run/listening.json``: port 0 in a configuration means any."""
+    """Write where each listener is to ``run/listening.json``: port 0 in a configuration means any.
+
+    A unit that may not write there has a directory of its own.
+    """
     found = {part.name: part.addresses for part in parts if isinstance(part, lifecycle.Listening)}
-    target = config.runtime.run / "listening.json"
+    target = (systemd.runtime_directory() or config.runtime.run) / "listening.json"
     before = msgspec.json.decode(target.read_bytes()) if target.exists() else {}
     partial = target.with_suffix(".new")
     partial.write_bytes(msgspec.json.encode({**before, **found}))
@@ -126,7 +132,7 @@ def _front(config: Config, name: str) -> Front:
 
 def _observe_address(config: Config, only: tuple[str, ...], worker: int | None) -> str:
     if worker is not None:
-        return str(config.runtime.run / "workers" / f"{only[0]}-{worker}.sock")
+        return str(workers.observe_path(config.runtime, only[0], worker))
     if len(only) == 1 and only[0] in config.observe.services:
         return config.observe.services[only[0]]
     return config.observe.listen

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -35,6 +36,20 @@ def watchdog_period_s() -> float | None:
     return int(usec) / 2e6
 
 
+class Watchdog:
+    """For plain loops: ``alive()`` each round; the service manager hears of it as often as it asked."""
+
+    def __init__(self) -> None:
+        self._period = watchdog_period_s()
+        self._due = 0.0
+
+    def alive(self) -> None:
+        """This round was reached. Costs nothing between two reports."""
+        if self._period is not None and (now := time.monotonic()) >= self._due:
+            self._due = now + self._period
+            notify("WATCHDOG=1")
+
+
 def inherited_sockets() -> dict[str, list[socket.socket]]:
     """Listeners handed down by the manager, by FileDescriptorName. Call once: ownership passes."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
@@ -61,3 +76,23 @@ def credential(name: str) -> Path | None:
         return None
     path = Path(directory) / name
     return path if path.is_file() else None
+
+
+def secret(file: Path) -> Path:
+    """The copy of a secret that this unit was given under the file's own name, else the file itself."""
+    return credential(file.name) or file
+
+
+def runtime_directory() -> Path | None:
+    """This unit's own directory below /run (RuntimeDirectory=), or None: the suite's is used."""
+    return _directory("RUNTIME_DIRECTORY")
+
+
+def log_directory() -> Path | None:
+    """This unit's own directory below /var/log (LogsDirectory=), or None."""
+    return _directory("LOGS_DIRECTORY")
+
+
+def _directory(variable: str) -> Path | None:
+    first = os.environ.get(variable, "").split(":")[0]  # systemd.exec(5): several are joined by colons
+    return Path(first) if first else None

@@ -73,8 +73,8 @@ class ServerTls:
 
 
 def _files(tls: Tls) -> tuple[Path, Path]:
-    certificate = tls.certificate or systemd.credential("tls.crt")
-    key = tls.key or systemd.credential("tls.key")
+    certificate = systemd.credential("tls.crt") or tls.certificate  # a unit may be unable to read the key
+    key = systemd.credential("tls.key") or tls.key
     if certificate is None or key is None:
         raise ConfigError(["tls.certificate: missing, with tls.key (or credentials tls.crt and tls.key)"])
     return certificate, key

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import aiohttp
 
+from edged import systemd
 from edged.config.site import Front, Runtime
 from edged.http.listen import listeners
 from edged.logs import get_logger
@@ -66,7 +67,7 @@ class WorkerGroup:
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
         socks = listeners(self._front.listen, self._inherited)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.observe_path(0).parent.mkdir(parents=True, exist_ok=True)
         keepers = [tasks.create_task(self._keep(index, socks)) for index in range(self._front.workers)]
         try:
             await self._until_listening()
@@ -78,13 +79,9 @@ class WorkerGroup:
             for sock in socks:
                 sock.close()
 
-    @property
-    def _directory(self) -> Path:
-        return self._runtime.run / "workers"
-
     def observe_path(self, index: int) -> Path:
         """The unix socket where worker ``index`` answers /readyz and /metrics."""
-        return self._directory / f"{self.name}-{index}.sock"
+        return observe_path(self._runtime, self.name, index)
 
     async def _keep(self, index: int, socks: list[socket.socket]) -> None:
         """Run worker ``index`` for ever; back off when it dies young."""
@@ -142,6 +139,11 @@ class WorkerGroup:
                     return await response.read()
             except (aiohttp.ClientError, TimeoutError):
                 return None
+
+
+def observe_path(runtime: Runtime, service: str, index: int) -> Path:
+    """Where worker ``index`` of ``service`` answers; parent and worker share the unit's directory."""
+    return (systemd.runtime_directory() or runtime.run) / "workers" / f"{service}-{index}.sock"
 
 
 def from_environment() -> tuple[int | None, dict[str, list[socket.socket]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +25,18 @@ def main(config: Config) -> None:
     if config.accounts.mode != "accountd" or os.geteuid() != 0:
         raise ConfigError(["accounts.mode: the accountd unit runs as root, with mode = 'accountd'"])
     ours, _never_closed = os.pipe()
-    systemd.notify("READY=1")
-    start.serve(settings_of(config, one_process=False), ours, None)
+    start.serve(settings_of(config, one_process=False), ours, None, inherited=_inherited())
+
+
+def _inherited() -> socket.socket | None:
+    """systemd's listener: a front that calls while we restart waits in it and is not refused."""
+    found = systemd.inherited_sockets().get("accountd")
+    return found[0] if found else None
 
 
 def child(lifeline: int, ready: int, facts: int, level: str, audit_file: str) -> None:
     """What `edged run` starts; see ``start.start_accountd``."""
+    os.environ.pop("NOTIFY_SOCKET", None)  # the unit is our parent, who says itself when it is ready
     logs.setup(level=level, audit_file=Path(audit_file) if audit_file else None)
     with open(facts, "rb") as file:
         settings = msgspec.msgpack.decode(file.read(), type=Settings)

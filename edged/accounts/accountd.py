@@ -20,6 +20,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from edged import systemd
 from edged.accounts import local, messages, packets
 from edged.accounts.admission import admitted
 from edged.accounts.faults import to_wire
@@ -111,7 +112,9 @@ class Accountd:
 
     def serve(self) -> None:
         """Until stopped. Raises RuntimeError when the zygote died: the keeper then starts us anew."""
+        watchdog = systemd.Watchdog()
         while self._running:
+            watchdog.alive()
             self._follow_feed()
             for key, _ in self._selector.select(FEED_RETRY_S):
                 if not _closed(key.fileobj):  # by an earlier event of this round

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edged import systemd
 from edged.accounts.settings import Settings, settings_of
 from edged.errors import ConfigError, Unavailable
 from edged.logs import get_logger
@@ -204,8 +205,13 @@ def keep(settings: Settings, lifeline: int, ready: int | None) -> None:
         select.select([lifeline], [], [], pause)
 
 
-def serve(settings: Settings, lifeline: int, ready: int | None) -> None:
-    """Be accountd: first the zygote, with nothing open; then the broker. Returns when told to stop."""
+def serve(
+    settings: Settings, lifeline: int, ready: int | None, *, inherited: socket.socket | None = None
+) -> None:
+    """Be accountd: first the zygote, with nothing open; then the broker. Returns when told to stop.
+
+    ``inherited`` is the service manager's listener, used instead of a new one.
+    """
     from edged.accounts import packets
 
     ours, theirs = packets.pair()
@@ -221,13 +227,14 @@ def serve(settings: Settings, lifeline: int, ready: int | None) -> None:
 
     die_with_parent(signal.SIGKILL)
     name_process("edged-accountd")
-    listener = _listener(Path(settings.socket))
+    listener = inherited or _listener(Path(settings.socket))
     broker = Broker(settings, listener, ours)
     broker.stop_when_readable(lifeline)
     signal.signal(signal.SIGTERM, lambda *_: broker.stop())
     if ready is not None:
         os.write(ready, b"1")
         os.close(ready)
+    systemd.notify("READY=1")
     broker.serve()
 
 

@@ -43,11 +43,16 @@ class Config(Section):
     portal: Portal | None = None
 
 
-def load(file: Path = DEFAULT_FILE) -> Config:
-    """Read ``file`` and ``conf.d/*.toml`` beside it. Raises ConfigError with all problems."""
-    tree = _read(file)
-    for extra in sorted((file.parent / "conf.d").glob("*.toml")):
-        tree = _merged(tree, _read(extra))
+def load(file: Path = DEFAULT_FILE, instead: Mapping[Path, Path] | None = None) -> Config:
+    """Read ``file`` and ``conf.d/*.toml`` beside it. Raises ConfigError with all problems.
+
+    ``instead``: file → the one to read in its place; so a new file is tried among those that stay.
+    """
+    candidates = dict(instead or {})
+    extras = {*(file.parent / "conf.d").glob("*.toml"), *candidates} - {file}
+    tree = _read(candidates.get(file, file))
+    for extra in sorted(extras):
+        tree = _merged(tree, _read(candidates.get(extra, extra)))
     return parse(tree)
 
 
@@ -95,6 +100,8 @@ def _problem(item: Any) -> str:
     """``storage.export[2].root: not an absolute path`` from a pydantic error."""
     path = ""
     for part in item["loc"]:
+        if str(part).startswith("<"):  # the tag of a union, no key of the file
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
     text = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":

@@ -16,6 +16,9 @@ class Site(Section):
     name: Word = Field(description="The site's name as communities know it, e.g. CINECA or EXAMPLE-HPC")
     host: str = Field(default="", description="Public host name; empty: this machine's own name")
     aliases: tuple[str, ...] = Field(default=(), description="Other host names that mean this machine")
+    edges: tuple[str, ...] = Field(
+        default=(), description="Every edge machine of the site; more than one needs runtime.database"
+    )
 
 
 class Tls(Section):
@@ -51,6 +54,7 @@ class Observe(Section):
             "cache": "127.0.0.1:9469",
             "egress": "127.0.0.1:9470",
             "portal": "127.0.0.1:9471",
+            "identity-api": "127.0.0.1:9472",
         },
         description="One listener per service when it is a process of its own",
     )

@@ -69,7 +69,8 @@ class Store:
 
     @classmethod
     def local(cls, name: str, file: Path, migrations: tuple[Migration, ...]) -> Store:
-        """A store in a SQLite file on a local disk."""
+        """A store in a SQLite file on a local disk; its directory is the service's own."""
+        file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
         return cls(name, f"sqlite:///{file}", migrations)
 
     def prepare(self) -> list[int]:

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from edged import systemd
 from edged.config.identity import Issuer
 from edged.errors import ConfigError, Unauthenticated, Upstream, UpstreamTimeout
 from edged.identity.keys import MAX_JWKS_BYTES, read_jwks
@@ -137,6 +138,6 @@ def _secret(issuer: Issuer) -> str:
     if issuer.introspection_secret_file is None:
         return ""
     try:
-        return issuer.introspection_secret_file.read_text(encoding="utf-8").strip()
+        return systemd.secret(issuer.introspection_secret_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"issuer.introspection_secret_file: {error}"]) from error

@@ -74,7 +74,7 @@ def open_store(config: Config) -> Store:
     """The jobs database: PostgreSQL when the site has one, else a SQLite file."""
     if config.runtime.database:
         return Store("jobs", config.runtime.database, MIGRATIONS)
-    return Store.local("jobs", config.runtime.state / "jobs.sqlite", MIGRATIONS)
+    return Store.local("jobs", config.runtime.state / "jobs" / "jobs.sqlite", MIGRATIONS)
 
 
 def store(config: Config) -> Store | None:
