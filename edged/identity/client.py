@@ -19,8 +19,9 @@ from edged.identity import feed, packets, wire
 from edged.identity.grants import Ban
 from edged.identity.packets import Packets
 from edged.identity.remembered import Remembered
-from edged.identity.words import AccountName, JobFacts, JobId, Principal, ServiceName, Verdict
+from edged.identity.words import AccountName, Action, JobFacts, JobId, Principal, ServiceName, Verdict
 from edged.logs import get_logger
+from edged.sshca import Certificate, SlurmToken
 
 __all__ = ["IdentityClient", "JobFacts", "Verdicts"]
 
@@ -69,8 +70,11 @@ class Verdicts(Protocol):
         """``callback(covers, keep_jobs)`` within a second of a ban; ``covers(principal)`` tells whom."""
         ...
 
-    async def issue_job_token(self, verdict: Verdict, job: JobId) -> str:
-        """The job's own proxy token: worthless outside that job, dead at its end."""
+    async def issue_job_token(self, grant: bytes, job: JobId) -> str:
+        """The job's own proxy token, for its job grant: worthless outside that job, dead at its end.
+
+        A second one ends the first.
+        """
         ...
 
     async def report_job(self, job: JobId, nodes: tuple[str, ...], *, ended: bool) -> None:
@@ -170,9 +174,9 @@ class IdentityClient:
         """``callback(covers, keep_jobs)`` within a second of a ban; ``covers(principal)`` tells whom."""
         self._on_ban.append(callback)
 
-    async def issue_job_token(self, verdict: Verdict, job: JobId) -> str:
-        """The job's own proxy token: worthless outside that job, dead at its end."""
-        return (await self._ask(wire.ForJobToken(verdict.grant, job), wire.Told)).text
+    async def issue_job_token(self, grant: bytes, job: JobId) -> str:
+        """The job's own proxy token, for its job grant: worthless outside that job, dead at its end."""
+        return (await self._ask(wire.ForJobToken(grant, job), wire.Told)).text
 
     async def report_job(self, job: JobId, nodes: tuple[str, ...], *, ended: bool) -> None:
         """The engine tells where a job runs, and that it ended."""
@@ -211,6 +215,35 @@ class IdentityClient:
     async def explain(self, token: str) -> wire.Explained:
         """Every step of a decision. Only root and identity's own user may ask."""
         return await self._ask(wire.Explain(token), wire.Explained)
+
+    # -- credentials of accounts, for sites reached from outside --------------------------------------
+
+    async def ssh_certificate(
+        self, grant: bytes, cluster: str, public_key: str, action: Action
+    ) -> Certificate:
+        """A short certificate for the account of a job or standing grant. Raises Denied."""
+        await self._require_feed()
+        return await self._ask(wire.ForSshCertificate(grant, cluster, public_key, action), Certificate)
+
+    async def slurm_token(self, grant: bytes, cluster: str, action: Action) -> SlurmToken:
+        """A JWT for slurmrestd, for the account of a job or standing grant. Raises Denied."""
+        await self._require_feed()
+        return await self._ask(wire.ForSlurmToken(grant, cluster, action), SlurmToken)
+
+    async def own_certificate(
+        self, verdict: Verdict, public_key: str, source: str, life_s: float
+    ) -> Certificate:
+        """A certificate for a person, where [identity.ssh] allows it. Raises BadRequest, Denied."""
+        await self._require_feed()
+        return await self._ask(wire.ForOwnCertificate(verdict.grant, public_key, source, life_s), Certificate)
+
+    async def revocations(self) -> wire.Revocations:
+        """The SSH CA's public key and its revocation list."""
+        return await self._ask(wire.ForRevocations(), wire.Revocations)
+
+    async def revoke_certificate(self, serial: int, by: str) -> None:
+        """Put a certificate on the revocation list. Raises NotFound. Only for admins."""
+        await self._ask(wire.RevokeCertificate(serial, by), wire.Done)
 
     # -- verdicts ---------------------------------------------------------------------------------
 

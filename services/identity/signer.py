@@ -24,6 +24,7 @@ from edged.identity.tokens import UnknownKey
 from edged.identity.words import Action, IssuerUrl, JobClass, JobFacts, JobId, Principal, ServiceName, Verdict
 from edged.logs import audit, get_logger
 from services.identity.asserting import assertion
+from services.identity.authority import Authority
 from services.identity.callers import ADMIN, API, Callers
 from services.identity.feeding import FeedServer
 from services.identity.keyring import Keyring
@@ -50,6 +51,7 @@ class Signer:
         key: Ed25519PrivateKey,
         keyring: Keyring,
         ledger: Ledger,
+        authority: Authority,
         *,
         inherited: socket.socket | None = None,
         inherited_feed: socket.socket | None = None,
@@ -60,6 +62,7 @@ class Signer:
         self._public = key.public_key()
         self._keyring = keyring
         self._ledger = ledger
+        self._authority = authority
         self._clock = clock
         self._judge = Judge(config)
         self._callers = Callers(config)
@@ -89,6 +92,7 @@ class Signer:
             log.warning("a change of [[issuer]] takes effect at the next restart")
         self._config = config
         self._judge = Judge(config)
+        self._authority.reload(config)
 
     def _state(self) -> list[feed.AnyMessage]:
         bans = [feed.Banned(ban) for ban in self._ledger.bans()]
@@ -170,6 +174,30 @@ class Signer:
                 return await self._explain(peer, token)
             case wire.ForJobFacts():
                 return wire.Facts(self._job_facts(what))
+            case _:
+                return await self._credential(service, what)
+
+    async def _credential(
+        self,
+        service: ServiceName,
+        what: wire.ForSshCertificate
+        | wire.ForSlurmToken
+        | wire.ForOwnCertificate
+        | wire.ForRevocations
+        | wire.RevokeCertificate,
+    ) -> wire.Answered:
+        """What is worth something elsewhere: the authority decides."""
+        match what:
+            case wire.ForSshCertificate():
+                return await self._authority.for_cluster(service, what)
+            case wire.ForSlurmToken():
+                return self._authority.slurm_token(service, what)
+            case wire.ForOwnCertificate():
+                return await self._authority.for_person(service, what)
+            case wire.ForRevocations():
+                return self._authority.revocations()
+            case wire.RevokeCertificate():
+                return await self._authority.revoke(service, what)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         if self._tasks is None:
@@ -328,7 +356,7 @@ class Signer:
     def _standing_grant(self, service: ServiceName, what: wire.ForStandingGrant) -> wire.Grant:
         known = {rule.account for rule in self._config.mappings}
         known |= {account for one in self._config.identity.assertions for account in one.accounts}
-        poll_account = getattr(self._config.jobs, "poll_account", None)
+        poll_account = self._config.accounts.poll_account
         if service != JOBS or what.account not in known | {poll_account}:
             raise Denied("no standing grant for this service and account")
         now = self._clock()
@@ -349,14 +377,18 @@ class Signer:
         return wire.Grant(grants.sign(grant, self._key), grant.expires_at)
 
     async def _job_token(self, service: ServiceName, wire_form: bytes, job: JobId) -> str:
-        check_job_id(job)
-        access, principal = self._accepted(service, wire_form)
+        if service != JOBS:
+            raise Denied("only the job engine may ask for this")
+        grant = grants.verify(wire_form, self._public, self._clock())
+        if grant.kind != "job" or grant.job != job or grant.principal is None:
+            raise Denied("not this job's grant")
+        refuse_banned(grant.principal, self._ledger.ban_on)
         facts = JobFacts(
             job=job,
-            account=access.account,
-            vo=principal.vo,
-            job_class=access.job_class or JobClass.CHAOTIC,
-            principal=principal,
+            account=grant.account,
+            vo=grant.principal.vo,
+            job_class=grant.job_class or JobClass.CHAOTIC,
+            principal=grant.principal,
         )
         return await self._ledger.issue(facts, self._clock() + self._config.identity.job_grant_s)
 
@@ -389,6 +421,7 @@ class Signer:
             return wire.Done()
         ban = await self._ledger.add(what.ban)
         self._feed.tell(feed.Banned(ban))
+        await self._authority.banned(ban)
         _audit_ban("ban", what.by, ban)
         return wire.Bans((ban,))
 

@@ -38,9 +38,9 @@ async def steps(demo: Demo) -> None:
             step.result = " → ".join(seen)
             if view["state"] != "FINISHED":
                 raise AssertionError(f"the job ended {view['state']}: {view.get('reason')}")
-        async with demo.step("read its output") as step:
-            async with api.request("GET", f"/v1/jobs/{made['id']}/files/stdout") as response:
-                step.result = (await response.text()).strip().replace("\n", " | ")
+        output = f"/v1/jobs/{made['id']}/files/stdout"
+        async with demo.step("read its output") as step, api.request("GET", output) as response:
+            step.result = (await response.text()).strip().replace("\n", " | ")
         async with demo.step("see the accounting") as step:
             row = (await api.call("GET", "/v1/usage"))["rows"][0]
             step.result = (

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from edged.config import Config
 from edged.config.jobs import Jobs
+from edged.egress import job_environment
+from edged.identity.client import Verdicts
 from services.jobs.batch.protocol import Submission
 from services.jobs.batch.script import Files, Payload, inside, quoted, session_files
 from services.jobs.credentials import PROXY_FILE, TOKEN_FILE
@@ -16,12 +18,13 @@ from services.jobs.policy import software_name
 class Payloads:
     """Makes the files of each job."""
 
-    def __init__(self, config: Config, jobs: Jobs) -> None:
-        self._site = config.site
+    def __init__(self, config: Config, jobs: Jobs, identity: Verdicts) -> None:
+        self._config = config
         self._jobs = jobs
+        self._identity = identity
 
-    async def files(self, job: Job, description: Description, submission: Submission) -> Files:
-        """The control files: name in the session → content and mode."""
+    async def files(self, job: Job, grant: bytes, description: Description, submission: Submission) -> Files:
+        """The control files: name in the session → content and mode. ``grant`` is the job's own."""
         payload = Payload(
             executable=description.executable,
             script=description.script,
@@ -33,7 +36,7 @@ class Payloads:
             join=description.join,
             mpi=submission.mpi,
             init=(*self._init(description), *_credentials(job), *_programs(description)),
-            site_environment=self._environment(job),
+            site_environment={**self._environment(job), **await self._way_out(job, grant)},
         )
         return session_files(job.id, payload)
 
@@ -42,10 +45,17 @@ class Payloads:
         lines = {software_name(item.name, item.version): item.init for item in self._jobs.software}
         return tuple(lines[name] for name in description.software if lines.get(name))
 
+    async def _way_out(self, job: Job, grant: bytes) -> Mapping[str, str]:
+        """Where the site has an egress proxy: its variables, with the job's own token."""
+        if self._config.egress is None or not self._config.egress.listen:
+            return {}
+        token = await self._identity.issue_job_token(grant, job.id)
+        return job_environment(self._config, job.id, token, self._config.site.host)
+
     def _environment(self, job: Job) -> Mapping[str, str]:
         """What the site tells every job."""
         told = {
-            "EDGED_SITE": self._site.name,
+            "EDGED_SITE": self._config.site.name,
             "EDGED_VO": job.vo,
             "EDGED_QUEUE": job.queue,
             **self._jobs.proxy_environment,

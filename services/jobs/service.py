@@ -20,6 +20,7 @@ from edged.tls import ServerTls
 from services.jobs import journal
 from services.jobs.batch.protocol import ENTRY_POINTS, BatchSystem, Driver
 from services.jobs.doors.arc.door import ArcDoor
+from services.jobs.doors.interlink import wiring as interlink
 from services.jobs.doors.native import NativeDoor
 from services.jobs.engine import Engine
 from services.jobs.payload import Payloads
@@ -40,26 +41,30 @@ def build(config: Config, context: Context) -> list[Service]:
         identity,
         sessions=LocalSessions(accounts.files),
         batches=batch_systems(config.jobs, accounts.batch),
-        files_of=Payloads(config, config.jobs).files,
+        files_of=Payloads(config, config.jobs, identity).files,
     )
     door = NativeDoor(config, engine)
     api = Api("edged jobs", door.operations(), identity, admins=config.identity.admin_groups)
+    pods = interlink.wire(config, context, engine, identity)
     server = HttpServer(
         NAME,
         config.jobs,
-        _handler(config, engine, identity, api),
+        _handler(config, engine, identity, api, pods.mounts),
         tls=ServerTls(config.tls) if config.jobs.tls else None,
         inherited=context.inherited.get(NAME),
         stop_deadline_s=config.runtime.stop_deadline_s,
     )
-    return [identity, accounts, engine, server]
+    return [identity, accounts, engine, *pods.services, server]
 
 
-def _handler(config: Config, engine: Engine, identity: IdentityClient, api: Api) -> Handler:
+def _handler(
+    config: Config, engine: Engine, identity: IdentityClient, api: Api, mounts: Mapping[str, Handler]
+) -> Handler:
     """The doors on the one listener, by path."""
-    if config.jobs is None or config.jobs.arc is None:
-        return api.handle
-    return Mounts({"/arex": ArcDoor(config, engine, identity).handle, "/": api.handle}).handle
+    doors = dict(mounts)
+    if config.jobs is not None and config.jobs.arc is not None:
+        doors["/arex"] = ArcDoor(config, engine, identity).handle
+    return Mounts({**doors, "/": api.handle}).handle if doors else api.handle
 
 
 def batch_systems(jobs: Jobs, accounts: Batch) -> Mapping[str, BatchSystem]:

@@ -91,7 +91,7 @@ class Voucher:
     async def standing_grant(self, account: AccountName) -> bytes:
         raise Unauthenticated("only job tokens here")
 
-    async def issue_job_token(self, verdict: Verdict, job: JobId) -> str:
+    async def issue_job_token(self, grant: bytes, job: JobId) -> str:
         raise Unauthenticated("only job tokens here")
 
     async def report_job(self, job: JobId, nodes: tuple[str, ...], *, ended: bool) -> None:

@@ -80,9 +80,10 @@ class Site:
         }
         return {**base, **self.sections}
 
-    def token(self, scope: str = ALL, **claims: Any) -> str:
+    def token(self, scope: str = ALL, groups: tuple[str, ...] = ("/cms",), **claims: Any) -> str:
         """A token of the site's issuer: alice of /cms, with everything, unless told otherwise."""
-        return self.issuer.token(**{"aud": AUDIENCE, "scope": scope, "wlcg.groups": ["/cms"], **claims})
+        told = {"aud": AUDIENCE, "scope": scope, "wlcg.groups": list(groups), **claims}
+        return self.issuer.token(**told)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Site]:

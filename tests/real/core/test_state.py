@@ -31,7 +31,17 @@ async def opened(file: Path) -> AsyncIterator[Store]:
 
 
 def insert(number: int, text: str = "") -> module.Work[None]:
-    return lambda connection: connection.execute(ROWS.insert(), {"id": number, "text": text}) and None
+    def work(connection: sa.Connection) -> None:
+        connection.execute(ROWS.insert(), {"id": number, "text": text})
+
+    return work
+
+
+def statement(text: str) -> module.Work[None]:
+    def work(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(text)
+
+    return work
 
 
 async def count(store: Store) -> int:
@@ -74,7 +84,7 @@ async def test_a_locked_database_is_told_and_recovers(tmp_path: Path) -> None:
 
 async def test_a_full_disk_is_told_before_the_acknowledgement(tmp_path: Path) -> None:
     async with opened(tmp_path / "db") as store:
-        await store.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count=20") and None)
+        await store.write(statement("PRAGMA max_page_count=20"))
         with pytest.raises(NoSpace):
             for number in range(200):
                 await store.write(insert(number, "x" * 2000))
@@ -85,9 +95,7 @@ async def test_a_full_disk_is_told_before_the_acknowledgement(tmp_path: Path) ->
 
 
 async def test_schemas_are_migrated_on_purpose(tmp_path: Path) -> None:
-    second = Migration(
-        2, "more", lambda c: c.exec_driver_sql("ALTER TABLE rows ADD COLUMN more TEXT") and None
-    )
+    second = Migration(2, "more", statement("ALTER TABLE rows ADD COLUMN more TEXT"))
     old = Store.local("test", tmp_path / "db", (FIRST,))
     assert old.prepare() == [1]
     new = Store.local("test", tmp_path / "db", (FIRST, second))

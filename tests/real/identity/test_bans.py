@@ -185,7 +185,12 @@ async def test_job_tokens_live_as_long_as_their_job(tmp_path: Path) -> None:
         site.client("egress") as egress,
     ):
         verdict = await jobs.verdict(trusted.token(scope="compute.create", groups=["cms/production"]))
-        token = await jobs.issue_job_token(verdict, JobId("j1"))
+        grant = await jobs.job_grant(verdict, JobId("j1"))
+        with pytest.raises(Denied):
+            await jobs.issue_job_token(verdict.grant, JobId("j1"))
+        with pytest.raises(Denied):
+            await jobs.issue_job_token(grant, JobId("j2"))
+        token = await jobs.issue_job_token(grant, JobId("j1"))
         await jobs.report_job(JobId("j1"), ("node7",), ended=False)
         facts = await egress.job_facts(JobId("j1"), token)
         assert (facts.account, facts.vo, facts.job_class.value) == ("cmsprd", "cms", "production")

@@ -227,7 +227,7 @@ async def test_bodies_have_a_limit(local_site: Site) -> None:
 
 
 async def test_a_drained_site_refuses_new_and_finishes_old(local_site: Site) -> None:
-    admin = local_site.token(**{"wlcg.groups": ["/cms", "/site/admins"]})
+    admin = local_site.token(groups=("/cms", "/site/admins"))
     async with local_site.api(token=admin) as boss, local_site.api() as api:
         with pytest.raises(Denied):
             await api.call("POST", "/v1/drain", body={"queues": ["*"]})
@@ -242,7 +242,7 @@ async def test_a_drained_site_refuses_new_and_finishes_old(local_site: Site) -> 
 
 
 async def test_a_ban_cancels_jobs_and_refuses_the_token(local_site: Site) -> None:
-    admin = local_site.token(sub="boss", **{"wlcg.groups": ["/cms", "/site/admins"]})
+    admin = local_site.token(sub="boss", groups=("/cms", "/site/admins"))
     async with (
         local_site.api("identity-api", admin) as bans,
         local_site.api(token=local_site.token(sub="mallory")) as api,

@@ -15,8 +15,6 @@ from tests.support.slurm import SlurmTestbed
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slurm, pytest.mark.root]
 
-ATLAS = {"wlcg.groups": ["/atlas"], "sub": "bob"}
-
 
 async def test_curl_with_a_token_runs_on_the_gpu_partition_as_its_account(slurm_site: Site) -> None:
     body = {
@@ -25,12 +23,9 @@ async def test_curl_with_a_token_runs_on_the_gpu_partition_as_its_account(slurm_
     }
     header = slurm_site.root / "header"
     header.write_text(f"Authorization: Bearer {slurm_site.token()}\n")
-    done = await asyncio.to_thread(
-        subprocess.run,
-        ["curl", "-sS", "--cacert", slurm_site.issuer.ca.file, "-H", f"@{header}", "--json", json.dumps(body),
-         f"{slurm_site.url('jobs')}/v1/jobs"],
-        capture_output=True, timeout=20, check=True,
-    )  # fmt: skip
+    argv = ["curl", "-sS", "--cacert", str(slurm_site.issuer.ca.file), "-H", f"@{header}"]
+    argv += ["--json", json.dumps(body), f"{slurm_site.url('jobs')}/v1/jobs"]
+    done = await asyncio.to_thread(lambda: subprocess.run(argv, capture_output=True, timeout=20, check=True))
     made = json.loads(done.stdout)
     async with slurm_site.api() as api:
         view = await ended(api, made["id"])
@@ -43,7 +38,10 @@ async def test_curl_with_a_token_runs_on_the_gpu_partition_as_its_account(slurm_
 
 
 async def test_another_vo_sees_nothing(slurm_site: Site) -> None:
-    async with slurm_site.api() as cms, slurm_site.api(token=slurm_site.token(**ATLAS)) as atlas:
+    async with (
+        slurm_site.api() as cms,
+        slurm_site.api(token=slurm_site.token(groups=("/atlas",), sub="bob")) as atlas,
+    ):
         job = await cms.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\necho secret; id -un\n"})
         assert (await ended(cms, job["id"]))["state"] == "FINISHED"
         for method, path in (
@@ -57,7 +55,8 @@ async def test_another_vo_sees_nothing(slurm_site: Site) -> None:
             with pytest.raises(NotFound):
                 await atlas.call(method, f"/v1/jobs/{job['id']}{path}")
         assert job["id"] not in {j["id"] for j in (await atlas.call("GET", "/v1/jobs"))["jobs"]}
-        other = await atlas.call("POST", "/v1/jobs", body={"script": f"#!/bin/sh\nid -un\ncat {slurm_site.root}/sessions/cmsprd/{job['id']}/stdout\n"})  # fmt: skip
+        peek = f"#!/bin/sh\nid -un\ncat {slurm_site.root}/sessions/cmsprd/{job['id']}/stdout\n"
+        other = await atlas.call("POST", "/v1/jobs", body={"script": peek})
         await ended(atlas, other["id"])
         assert await output(atlas, other["id"]) == "atlprd\n"
 
@@ -81,6 +80,7 @@ async def test_ends_have_their_causes(slurm_site: Site, slurm: SlurmTestbed) -> 
         one = await ended(api, killed)
         assert (one["state"], one["exit_code"]) == ("FAILED", 137)
         assert (await ended(api, refused))["cause"] == "refused"
+        assert (await ended(api, stuck))["cause"] == "stuck"
 
 
 async def test_a_script_cannot_steer_slurm(slurm_site: Site) -> None:
