@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from edged.config.base import AbsolutePath, ByteSize, Count, Seconds, Section, Word
+from edged.config.batch import Cluster
 from edged.config.doors import Arc, InterLink
 from edged.config.site import Front
 from edged.identity.words import JobClass
@@ -40,8 +41,12 @@ class Queue(Section):
     max_memory_per_node: ByteSize = Field(default=4 << 40)
     max_walltime_s: Count = Field(default=7 * 86400)
     default_walltime_s: Count = 3600
-    mpi: tuple[Word, ...] = Field(default=("pmix", "pmi2", "none"), description="Accepted `srun --mpi=` kinds")
-    priority: int = Field(default=0, description="Among fitting queues the highest is taken when none is named")
+    mpi: tuple[Word, ...] = Field(
+        default=("pmix", "pmi2", "none"), description="Accepted `srun --mpi=` kinds"
+    )
+    priority: int = Field(
+        default=0, description="Among fitting queues the highest is taken when none is named"
+    )
 
 
 class Limit(Section):
@@ -67,18 +72,27 @@ class Jobs(Front):
     """The job engine."""
 
     workers: Literal[1] = Field(default=1, description="There is one engine; it answers from its memory")
-    batch: Word = Field(default="slurm", description="Driver: slurm, local, or one the site installed")
+    batch: Word = Field(
+        default="slurm", description="slurm, local, a [[jobs.cluster]], or a driver the site installed"
+    )
     sessions: AbsolutePath = Field(
         default=Path("/var/lib/edged-sessions"),
         description="Session directories, seen by compute nodes; has one directory per account",
     )
     queues: tuple[Queue, ...] = Field(default=(), alias="queue")
+    clusters: tuple[Cluster, ...] = Field(default=(), alias="cluster")
     limits_by: tuple[Limit, ...] = Field(default=(), alias="limit")
     software: tuple[Software, ...] = ()
     poll_s: Seconds = Field(default=3.0, description="Period of the squeue sweep")
-    client_deadline_s: Seconds = Field(default=30.0, gt=11.0, description="Above Slurm's MessageTimeout of 10 s")
-    settle_s: Seconds = Field(default=15.0, description="How long an answer of 'no such job' must stand before it counts")
-    stuck_s: Seconds = Field(default=86400.0, description="Queued for a reason that never ends: cancelled after this")
+    client_deadline_s: Seconds = Field(
+        default=30.0, gt=11.0, description="Above Slurm's MessageTimeout of 10 s"
+    )
+    settle_s: Seconds = Field(
+        default=15.0, description="How long an answer of 'no such job' must stand before it counts"
+    )
+    stuck_s: Seconds = Field(
+        default=86400.0, description="Queued for a reason that never ends: cancelled after this"
+    )
     keep_s: Seconds = Field(default=14 * 86400.0, description="Outputs of ended jobs are kept this long")
     inputs_s: Seconds = Field(default=86400.0, description="How long uploads of inputs are awaited")
     max_jobs: Count = Field(default=100000, description="Jobs not yet cleaned")
@@ -86,8 +100,12 @@ class Jobs(Front):
     max_input: ByteSize = Field(default=100 << 30, description="Largest input file of a job")
     bulk: Count = Field(default=1000, description="Jobs in one call")
     submit_parallel: Count = Field(default=4, description="Batch clients at once per account")
-    proxy_environment: dict[str, str] = Field(default={}, description="Set in every job, e.g. OSG_SQUID_LOCATION")
+    proxy_environment: dict[str, str] = Field(
+        default={}, description="Set in every job, e.g. OSG_SQUID_LOCATION"
+    )
     slurm_conf: AbsolutePath | None = Field(default=None, description="SLURM_CONF for the clients")
     slurm_bin: AbsolutePath = Path("/usr/bin")
     arc: Arc | None = Field(default=None, description="The ARC REST door; None: it does not exist")
-    interlink: InterLink | None = Field(default=None, description="The interLink door; None: it does not exist")
+    interlink: InterLink | None = Field(
+        default=None, description="The interLink door; None: it does not exist"
+    )

@@ -55,7 +55,7 @@ class Engine:
         *,
         sessions: Sessions,
         batches: Mapping[str, BatchSystem],
-        files_of: Callable[[Job, Description, Submission], Awaitable[Files]],
+        files_of: Callable[[Job, bytes, Description, Submission], Awaitable[Files]],
     ) -> None:
         if config.jobs is None:
             raise RuntimeError("no [jobs] section")
@@ -272,7 +272,7 @@ class Engine:
         rule = policy.rule_of(self._site.mappings, job.account, job.job_class)
         submission = policy.submission(job, queue, rule)
         files = {
-            **await self._files_of(job, description, submission),
+            **await self._files_of(job, self.registry.grant(job.id), description, submission),
             **(self.credentials.files(job.delegation) if job.credential_in_job else {}),
         }
         await self.sessions.create(self.registry.grant(job.id), job.id, files)
@@ -376,11 +376,13 @@ class Engine:
             if not job.state.final and job.state is not State.ACCEPTED:
                 await self.sessions.create(self.registry.grant(job.id), job.id, files)
 
-    async def put_input(self, job: Job, name: str, content: AsyncIterator[bytes]) -> None:
-        """Receive an input the job waits for."""
+    async def put_input(self, job: Job, name: str, content: AsyncIterator[bytes], *, mode: int = 0) -> None:
+        """Receive an input the job waits for. ``mode``: its permission bits, 0 for what the umask leaves."""
         if job.state is not State.ACCEPTED:
             raise Conflict(f"inputs are taken while the job is ACCEPTED, it is {job.state.value}")
-        await self.sessions.put(self.registry.grant(job.id), job.id, name, content, self.config.max_input)
+        await self.sessions.put(
+            self.registry.grant(job.id), job.id, name, content, self.config.max_input, mode=mode
+        )
         if name in job.missing:
             job.missing = tuple(other for other in job.missing if other != name)
             await self.registry.save(job)

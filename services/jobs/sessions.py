@@ -31,7 +31,14 @@ class Sessions(Protocol):
     async def create(self, grant: bytes, job: JobId, files: Mapping[str, tuple[bytes, int]]) -> None: ...
 
     async def put(
-        self, grant: bytes, job: JobId, name: str, content: AsyncIterator[bytes], limit: int
+        self,
+        grant: bytes,
+        job: JobId,
+        name: str,
+        content: AsyncIterator[bytes],
+        limit: int,
+        *,
+        mode: int = 0,
     ) -> Entry: ...
 
     async def open(self, grant: bytes, job: JobId, name: str) -> OpenFile: ...
@@ -43,6 +50,8 @@ class Sessions(Protocol):
     async def delete(self, grant: bytes, job: JobId, name: str) -> None: ...
 
     async def reopen(self, grant: bytes, job: JobId) -> None: ...
+
+    async def drop(self, grant: bytes, job: JobId, name: str) -> None: ...
 
     async def remove(self, grant: bytes, job: JobId) -> None: ...
 
@@ -77,12 +86,19 @@ class LocalSessions:
             os.close(temporary.fd)
 
     async def put(
-        self, grant: bytes, job: JobId, name: str, content: AsyncIterator[bytes], limit: int
+        self,
+        grant: bytes,
+        job: JobId,
+        name: str,
+        content: AsyncIterator[bytes],
+        limit: int,
+        *,
+        mode: int = 0,
     ) -> Entry:
         """Receive one input; it appears whole or not at all. Raises TooLarge over ``limit`` bytes."""
         check_name(name)
         where = place(job, name)
-        temporary = await self._files.temporary(grant, where, parents=True)
+        temporary = await self._files.temporary(grant, where, parents=True, mode=mode)
         try:
             size = 0
             async for block in content:
@@ -122,6 +138,11 @@ class LocalSessions:
             check_name(name)
         entries = await self._files.list(grant, place(job, name), limit=LISTING)
         return [entry for entry in entries if name or not entry.name.startswith(".edged")]
+
+    async def drop(self, grant: bytes, job: JobId, name: str) -> None:
+        """Remove one file. Raises NotFound."""
+        check_name(name)
+        await self._files.remove(grant, place(job, name))
 
     async def remove(self, grant: bytes, job: JobId) -> None:
         """Remove the whole directory; nothing left is no error."""

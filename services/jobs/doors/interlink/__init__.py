@@ -1,0 +1,1 @@
+"""The interLink door: Kubernetes pods as jobs. ``door.py`` has the paths, ``plan.py`` the translation."""

@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.real.doors.interlink.fixtures import *  # noqa: F403
