@@ -58,14 +58,17 @@ class AccessLog:
             self._stamp = b'{"time":%d.%03d,"client":"' % divmod(moment, 1000)
         self._lines.append(self._stamp + peer + text)
 
-    def request(
+    def request(  # noqa: PLR0917 - the fields of a line, in its order
         self, now: float, peer: bytes, line: bytes, status: int, sent: int, outcome: Outcome, seconds: float
     ) -> None:
         """Any other request; status 0: closed without an answer."""
         if not self.wanted:
             return
         method, url = _split(line)
-        entry = b'{"time":%.3f,"client":"%b","method":%b,"url":%b,"status":%d,"bytes":%d,"outcome":"%b","seconds":%.4f}\n'
+        entry = (
+            b'{"time":%.3f,"client":"%b","method":%b,"url":%b,'
+            b'"status":%d,"bytes":%d,"outcome":"%b","seconds":%.4f}\n'
+        )
         self._lines.append(
             entry % (now, peer, _text(method), _text(url), status, sent, outcome.encode(), seconds)
         )

@@ -26,7 +26,7 @@ OBJECT = (
 
 @dataclass(slots=True)
 class Answer:
-    """An answer to send. ``fields`` are header lines; one of ``body``, ``file`` and ``fill`` holds the content.
+    """An answer to send. ``fields`` are header lines; one of ``body``, ``file``, ``fill`` is the content.
 
     ``born`` (Unix seconds) is when the content was last known to be right, for Age.
     """

@@ -102,7 +102,7 @@ def verify(config_file: Path) -> None:
     "--alien", type=click.Path(path_type=Path, file_okay=False), help="Fill this CVMFS alien cache."
 )
 @click.option("--url", default="", help="The cache to ask; default: the first address it listens on.")
-def warm(
+def warm(  # noqa: PLR0917 - click gives them by name
     config_file: Path, repository: str, path: str, listing: Any, parallel: int, alien: Path | None, url: str
 ) -> None:
     """Fetch REPOSITORY's tree ahead of the jobs, catalog by catalog."""

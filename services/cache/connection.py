@@ -406,7 +406,7 @@ class Connection:
                 raise EdgeError("the object is shorter than promised")
             head, at = b"", ready
 
-    def _log(
+    def _log(  # noqa: PLR0917 - the fields of a log line
         self, line: bytes, status: int, sent: int, outcome: Outcome, traffic: Traffic | None, started: float
     ) -> None:
         seconds = self._listener.clock() - started

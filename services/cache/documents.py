@@ -32,7 +32,7 @@ class Rollback(BadSignature):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document as fetched at ``fetched`` (Unix seconds). ``data`` is None when upstreams have none (404)."""
+    """A document as fetched at ``fetched`` (Unix seconds). ``data`` None: upstreams have none (404)."""
 
     data: bytes | None
     fetched: float
@@ -97,7 +97,7 @@ class Documents:
             path.unlink(missing_ok=True)
 
     async def check(self, file: str, data: bytes, whitelist: FetchWhitelist, fetch: FetchObject) -> None:
-        """Whether ``data`` may be served as ``file``. Raises BadSignature (Rollback), or what fetching raises."""
+        """Whether ``data`` may be served as ``file``. Raises BadSignature, or what fetching raises."""
         match file:
             case ".cvmfspublished":
                 await self._check_manifest(data, whitelist, fetch)

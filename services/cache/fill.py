@@ -31,7 +31,7 @@ class Damaged(Upstream):
 
 
 class Fill:
-    """One fetch. The fetcher calls begin, feed, finish, restart, fail; readers wait on ``more`` and ``end``."""
+    """One fetch. Its fetcher begins, feeds and finishes it; readers wait on ``more`` and ``end``."""
 
     __slots__ = (
         "_buffer",
@@ -91,7 +91,7 @@ class Fill:
     # for readers
 
     async def more(self, offset: int, generation: int) -> int:
-        """Wait until bytes after ``offset`` may leave (or the end is reached); how far. Raises the fetch's error."""
+        """Wait until bytes after ``offset`` may leave, or for the end; how far. Raises the fetch's error."""
         while True:
             if self.failure is not None:
                 raise self.failure

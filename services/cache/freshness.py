@@ -121,7 +121,7 @@ def _seconds(text: str) -> float:
 
 
 def birth(stored: Stored) -> float:
-    """When the answer was last right at its source, by our clock: now minus this is its age (RFC 9111 4.2.3)."""
+    """When it was last right at its source, by our clock: now minus this is its age (RFC 9111 4.2.3)."""
     fields = stored.fields()
     date = http_date(fields.get("date", "")) or stored.received
     apparent = max(0.0, stored.received - date)

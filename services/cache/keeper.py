@@ -22,7 +22,8 @@ log = get_logger("edged.cache.keeper")
 _MAX_PENDING = 64 << 20
 _PERIOD_S = 1.0
 _TOUCH_AGAIN_S = 600.0
-_BATCH = 64
+_BATCH = 256
+_GATHER_S = 0.05
 
 
 class Keeper:
@@ -66,6 +67,7 @@ class Keeper:
         """For ever: write what is pending."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(_GATHER_S)  # one thread run for many objects, not one for each
             self._wake.clear()
             await self.flush()
 

@@ -101,7 +101,7 @@ class Listener:
         return self._tasks.create_task(work)
 
     def remember_block(self, block: bytes) -> None:
-        """These header lines were parsed and change nothing: the next request with them need not be parsed."""
+        """These header lines were parsed and change nothing: the next with them need not be parsed."""
         if len(block) > _MAX_BLOCK:
             return
         if len(self.plain_blocks) >= _MAX_BLOCKS:

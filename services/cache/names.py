@@ -31,7 +31,7 @@ _INFO = re.compile(rb"/cvmfs/info/v1/(?:repositories|meta)\.json")
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
-    """A content-addressed object. ``key`` is its place in the store: ``ab/cdef…[-rmd160|-shake128|-sha256]``."""
+    """A content-addressed object. ``key``, its place in the store: ``ab/cdef…[-rmd160|-shake128|-sha256]``."""
 
     key: str
 

@@ -33,7 +33,7 @@ class Once(Generic[T]):
     async def _work(self, key: str, work: Callable[[], Awaitable[T]], outcome: asyncio.Future[T]) -> None:
         try:
             outcome.set_result(await work())
-        except Exception as error:  # noqa: BLE001 - handed to every asker, none of it is lost
+        except Exception as error:
             outcome.set_exception(error)
         finally:
             self._running.pop(key, None)

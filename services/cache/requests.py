@@ -32,7 +32,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The header fields of a request: names in lower case, each at most once but for lists, joined by commas."""
+    """The header fields of a request: names in lower case, lists joined by commas."""
 
     values: dict[bytes, bytes]
     keep_alive: bool

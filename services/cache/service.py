@@ -72,7 +72,7 @@ class CacheService:
         self.routes = Routes(config, self.origins, self.store.repositories)
         via = b"1.1 " + _pseudonym(config)
         cvmfs = Cvmfs(config, self.objects, self.residents)
-        web = Web(config, self.objects, self.residents, self.store, self._disk, via)
+        web = Web(config, self.objects, self.residents, self.store, self._disk, via=via)
         self._engine = Engine(self.routes, self.residents, cvmfs, web, _pseudonym(config))
         self.access = AccessLog(config.access_log, self._disk)
         self.listener = Listener(

@@ -108,13 +108,13 @@ class Store:
         return self._parts / Path(part).name
 
     def put(self, name: ObjectName, data: bytes) -> None:
-        """Store a whole object. Raises NoSpace. Runs once per cold object: plain strings, few system calls."""
+        """Store a whole object. Raises NoSpace. Once per cold object: plain strings, few system calls."""
         scratch = f"{self._scratch}{next(self._serial)}"
         try:
             fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 if os.write(fd, data) != len(data):
-                    raise OSError(errno.ENOSPC, "short write")  # noqa: TRY301
+                    raise OSError(errno.ENOSPC, "short write")
             finally:
                 os.close(fd)
             move(scratch, self._objects + name.key)
@@ -161,7 +161,7 @@ class Store:
     def remove_file(self, path: Path | str) -> int:
         """Remove an object or an answer by path; returns the bytes freed, 0 when another was faster."""
         try:
-            size = footprint(os.stat(path).st_size)
+            size = footprint(os.stat(path).st_size)  # noqa: PTH116
             os.unlink(path)  # noqa: PTH108 - a million times
         except FileNotFoundError:
             return 0

@@ -19,6 +19,7 @@ from edged.errors import EdgeError, Upstream
 from edged.logs import get_logger
 from services.cache import answers, freshness
 from services.cache.answers import Answer
+from services.cache.fetcher import pour
 from services.cache.fill import Fill
 from services.cache.freshness import Stored
 from services.cache.names import ObjectName
@@ -29,7 +30,6 @@ from services.cache.requests import Request
 from services.cache.residents import Resident, Residents
 from services.cache.store import Store
 from services.cache.traffic import Outcome
-from services.cache.fetcher import pour
 from services.cache.upstream.exchange import Reply
 from services.cache.upstream.origin import Origin
 from services.cache.upstream.race import Race
@@ -63,6 +63,7 @@ class Web:
         residents: Residents,
         store: Store,
         disk: Executor,
+        *,
         via: bytes,
     ) -> None:
         self._config = config
@@ -89,13 +90,11 @@ class Web:
         stored = await self._records.find(route.key, asked)
         section = route.destination.section
         now = time.time()
-        if stored is not None:
-            age = now - freshness.birth(stored)
-            if now < freshness.fresh_until(stored, section.negative_s) and not freshness.asks_anew(
-                asked, age
-            ):
-                if (found := await self._from_store(route, request, stored, Outcome.DISK)) is not None:
-                    return found
+        if stored is not None and now < freshness.fresh_until(stored, section.negative_s):
+            anew = freshness.asks_anew(asked, now - freshness.birth(stored))
+            found = None if anew else await self._from_store(route, request, stored, Outcome.DISK)
+            if found is not None:
+                return found
         return await self._fetched(route, request, asked, stored)
 
     # from the store

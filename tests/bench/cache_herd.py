@@ -1,4 +1,4 @@
-"""1,000 waiters on one cold 10 MiB object: upstream fetches, first byte, memory; beside Squid and no proxy at all.
+"""1,000 waiters on one cold 10 MiB object: fetches, first byte, memory; beside Squid and no proxy.
 
     python -m tests.bench.cache_herd [--waiters 1000]
 
@@ -84,7 +84,8 @@ def measure(peer: Peer, b: Bench, waiters: int) -> None:
     before = b.asked(path)
     cpu = peer.cpu_s()
     with MemoryWatch(peer) as memory:
-        firsts, lasts = uvloop.run(herd(peer.port, b.origin + path if peer.name != "origin" else path, waiters))
+        url = path if peer.name == "origin" else b.origin + path
+        firsts, lasts = uvloop.run(herd(peer.port, url, waiters))
     fetched = b.asked(path) - before
     print(
         f"  {peer.name:8} {fetched:5} upstream fetches  first byte: first {min(firsts) * 1000:7.1f} ms, "
@@ -97,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--waiters", type=int, default=1000)
     options = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     with bench() as b:
         print(f"{options.waiters} waiters on one cold object of 10 MiB")

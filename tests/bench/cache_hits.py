@@ -64,18 +64,14 @@ def report(size: int, shown: dict[str, Load], disk: bool) -> None:
             f"  {name:10} {load.cpu_per_100k:7.2f} CPU s/100k  {load.per_s:9.0f}/s  p99 {load.p99_ms:6.1f} ms"
             f"  x{ratio:.2f} our CPU"
         )
-    if disk:
-        bar = shown["nginx"].cpu_per_100k if "nginx" in shown else float("nan")
-    else:
-        bar = BARS[size]
+    bar = shown["nginx"].cpu_per_100k if disk else BARS[size]
     verdict = "met" if ours.cpu_per_100k <= bar else "missed"
     print(f"  bar: {bar:.2f} CPU s/100k: {verdict}")
     if "squid" in shown or "squid-disk" in shown:
         squid = shown.get("squid") or shown["squid-disk"]
-        print(f"  bar: p99 <= Squid's {squid.p99_ms:.1f} ms: {'met' if ours.p99_ms <= squid.p99_ms else 'missed'}")
+        verdict = "met" if ours.p99_ms <= squid.p99_ms else "missed"
+        print(f"  bar: p99 <= Squid's {squid.p99_ms:.1f} ms: {verdict}")
 
 
 if __name__ == "__main__":
     main()
-
-

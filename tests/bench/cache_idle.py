@@ -31,7 +31,7 @@ def main() -> None:
         after = peer.rss()
         print(
             f"{options.connections} idle connections: {after / 2**20:.0f} MiB in all, "
-            f"{(after - before) / 2**20:.0f} MiB more, {(after - before) / options.connections:.0f} bytes each"
+            f"{(after - before) / options.connections:.0f} bytes for each"
         )
         print(f"  bar: <= 150 MiB: {'met' if after <= 150 << 20 else 'missed'}")
         for sock in held:

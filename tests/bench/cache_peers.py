@@ -109,7 +109,7 @@ class Bench:
         log = self.root / "origin/access.log"
         return log.read_text().count(path) if log.exists() else 0
 
-    def spawn(self, argv: Sequence[object], *, pin: bool = True, **environment: str) -> subprocess.Popen[bytes]:
+    def spawn(self, argv: Sequence[object], *, pin: bool = True) -> subprocess.Popen[bytes]:
         """A process of ours, pinned to the peers' core."""
         words = list(map(str, argv))
         if pin and self.core is not None:
@@ -121,7 +121,6 @@ class Bench:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, **environment},
         )
         self.started.append(process)
         return process
@@ -147,10 +146,11 @@ class Bench:
         (self.root / "www").mkdir(exist_ok=True)
         config = directory / "nginx.conf"
         config.write_text(
-            f"user root; daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log;\n"
+            f"user root; daemon off; worker_processes 1; pid {directory}/pid;\n"
+            f"error_log {directory}/error.log;\n"
             "events { worker_connections 8192; }\n"
-            f"http {{ access_log {directory}/access.log; sendfile on; keepalive_requests 1000000; server {{ listen 127.0.0.1:{self.origin_port}"
-            f" backlog=4096; root {self.root}/www; add_header Cache-Control max-age=259200; etag off; }} }}\n"
+            f"http {{ access_log {directory}/access.log; sendfile on; keepalive_requests 1000000;\n"
+            f"server {{ listen 127.0.0.1:{self.origin_port} backlog=4096; root {self.root}/www; add_header Cache-Control max-age=259200; etag off; }} }}\n"
         )
         return self._ready(Peer("origin", self.origin_port, [self.spawn(["nginx", "-c", config], pin=False)]))
 
@@ -190,7 +190,8 @@ class Bench:
         config = directory / "squid.conf"
         config.write_text(
             f"http_port 127.0.0.1:{port}\npid_filename {directory}/pid\ncoredump_dir {directory}\n"
-            f"access_log stdio:{directory}/access.log\ncache_log {directory}/cache.log\ncache_store_log none\n"
+            f"access_log stdio:{directory}/access.log\ncache_log {directory}/cache.log\n"
+            "cache_store_log none\n"
             f"acl nodes src 127.0.0.0/8\nhttp_access allow nodes\nhttp_access deny all\n"
             f"collapsed_forwarding on\nminimum_expiry_time 0\nmaximum_object_size 1024 MB\n"
             f"cache_mem {'512 MB' if memory else '8 MB'}\n"
@@ -214,10 +215,12 @@ class Bench:
             'acl nodes { "127.0.0.0"/8; }\n'
             "sub vcl_recv { if (client.ip !~ nodes) { return (synth(403)); } }\n"
         )
-        argv = ["varnishd", "-F", "-f", vcl, "-a", f"127.0.0.1:{port}", "-s", "malloc,512m", "-n", directory / "work"]
-        daemon = self.spawn([*map(str, argv), "-T", "none"])
+        work = directory / "work"
+        argv = ["varnishd", "-F", "-f", vcl, "-a", f"127.0.0.1:{port}", "-s", "malloc,512m", "-n", work]
+        daemon = self.spawn([*argv, "-T", "none"])
         peer = self._ready(Peer("varnish", port, [daemon]))
-        peer.processes.append(self.spawn(["varnishncsa", "-n", directory / "work", "-w", directory / "access.log"]))
+        log = directory / "access.log"
+        peer.processes.append(self.spawn(["varnishncsa", "-n", work, "-w", log]))
         return peer
 
     def start_nginx(self) -> Peer:
@@ -227,9 +230,11 @@ class Bench:
         port = free_port()
         config = directory / "nginx.conf"
         config.write_text(
-            f"user root; daemon off; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log;\n"
+            f"user root; daemon off; worker_processes 1; pid {directory}/pid;\n"
+            f"error_log {directory}/error.log;\n"
             "worker_rlimit_nofile 65536; events { worker_connections 16384; }\n"
-            f"http {{ access_log {directory}/access.log; sendfile on; tcp_nodelay on; keepalive_requests 1000000;\n"
+            f"http {{ access_log {directory}/access.log; sendfile on; tcp_nodelay on;\n"
+            "keepalive_requests 1000000;\n"
             f"proxy_cache_path {directory}/cache levels=1:2 keys_zone=c:64m max_size=4g use_temp_path=off;\n"
             f"server {{ listen 127.0.0.1:{port} backlog=4096; allow 127.0.0.0/8; deny all;\n"
             f"location / {{ proxy_pass {self.origin}; proxy_cache c; proxy_cache_key $request_uri;"
@@ -246,7 +251,8 @@ class Bench:
                 if sock.connect_ex(("127.0.0.1", peer.port)) == 0:
                     return peer
             time.sleep(0.05)
-        raise RuntimeError(f"{peer.name} did not start; see {self.root}")
+        said = "\n".join(log.read_text(errors="replace")[-2000:] for log in self.root.glob("*.log"))
+        raise RuntimeError(f"{peer.name} did not start: {said}")
 
 
 @contextmanager
@@ -301,9 +307,11 @@ def wrk(peer: Peer, bench_: Bench, paths: Sequence[str], *, seconds: float, conn
         f"local paths = {{{listed}}}\nlocal i = 0\n"
         "request = function() i = i + 1; return wrk.format('GET', paths[(i % #paths) + 1]) end\n"
         "done = function(s, l, r) io.write(string.format('R %d %f %f %d\\n', s.requests, s.duration / 1e6,"
-        " l:percentile(99) / 1000, s.errors.status + s.errors.connect + s.errors.read + s.errors.timeout)) end\n"
+        " l:percentile(99) / 1000,"
+        " s.errors.status + s.errors.connect + s.errors.read + s.errors.timeout)) end\n"
     )
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), f"http://127.0.0.1:{peer.port}"]
+    url = f"http://127.0.0.1:{peer.port}"
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
     if bench_.core is not None:
         argv = ["taskset", "-c", "1", *argv]
     before = peer.cpu_s()

@@ -46,8 +46,11 @@ def main() -> None:
         answer.read()
         first = time.perf_counter() - started
         worst = _worst_hit(connection, b.origin + path, 10.0)
-        print(f"{options.objects} objects: first answer ({served}) {first:.2f} s after the start, interpreter included")
-        print(f"  memory {peer.rss() / 2**20:.0f} MiB; slowest hit while the store is counted {worst * 1000:.1f} ms")
+        print(
+            f"{options.objects} objects: first answer ({served}) {first:.2f} s after the start of the process"
+        )
+        print(f"  memory {peer.rss() / 2**20:.0f} MiB")
+        print(f"  slowest hit while the store is counted {worst * 1000:.1f} ms")
         started = time.perf_counter()
         files, _ = count(store)
         print(f"  a full count of {files} files: {time.perf_counter() - started:.1f} s in a thread")

@@ -87,9 +87,7 @@ class Stratum:
     async def until_asked(self, times: int, path: str | None = None) -> None:
         """Wait until ``path`` (or anything) was asked for ``times`` times."""
         async with self._arrived:
-            await self._arrived.wait_for(
-                lambda: (self.asked[path] if path else self.asked.total()) >= times
-            )
+            await self._arrived.wait_for(lambda: (self.asked[path] if path else self.asked.total()) >= times)
 
     def fault(self, path: str, fault: Fault | None) -> None:
         """From now on ``path`` (a suffix of the request's) is answered with this fault."""
@@ -116,7 +114,9 @@ class Stratum:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = head.split("\r\n")
         path = first.split(" ")[1]
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)
+        }
         asked = Asked(path, headers)
         async with self._arrived:
             self.asked[path] += 1
@@ -167,7 +167,11 @@ class Stratum:
         relative = asked.path.removeprefix(prefix)
         if relative in self.objects:
             return Say(self.objects[relative], headers={"Cache-Control": "max-age=259200"})
-        path = DATA / ("objects" if relative.startswith("data/") else self.revision) / relative.removeprefix("data/")
+        path = (
+            DATA
+            / ("objects" if relative.startswith("data/") else self.revision)
+            / relative.removeprefix("data/")
+        )
         if not asked.path.startswith(prefix) or not path.is_file():
             return Say(b"no", 404)
         age = 259200 if relative.startswith("data/") else 61

@@ -9,7 +9,7 @@ _MAX_DOUBLINGS = 4
 
 @dataclass(slots=True)
 class Breaker:
-    """After ``failures`` failures in a row it rests ``rest_s``, doubled with each failed trial up to 16 times."""
+    """After ``failures`` failures in a row it rests ``rest_s``; each failed trial doubles it, up to 16-fold."""
 
     failures: int
     rest_s: float

@@ -46,7 +46,7 @@ class Race:
             self._left.append(origin)
 
     async def first(self, path: bytes, headers: bytes, deadline: float) -> tuple[Origin, Reply]:
-        """The first good answer before ``deadline`` (loop time). Raises NotFound, Upstream, UpstreamTimeout."""
+        """The first good answer before ``deadline`` (loop time). Raises NotFound or Upstream."""
         running: dict[asyncio.Task[Reply], Origin] = {}
         try:
             async with asyncio.timeout_at(deadline):

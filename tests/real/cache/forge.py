@@ -56,7 +56,8 @@ class Forge:
         """A whitelist naming ``certificate``, by default valid for a month."""
         moment = time.time()
         prints = min(fingerprints(certificate), key=len)
-        text = f"{_stamp(moment)}\nE{_stamp(expires or moment + 30 * 86400)}\nN{name or self.name}\n{prints}\n".encode()
+        until = _stamp(expires or moment + 30 * 86400)
+        text = f"{_stamp(moment)}\nE{until}\nN{name or self.name}\n{prints}\n".encode()
         hexhash = hashlib.sha1(text).hexdigest().encode()
         return text + b"--\n" + hexhash + b"\n" + _bare_signature(self.master, hexhash)
 

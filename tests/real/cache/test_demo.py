@@ -32,4 +32,3 @@ async def test_the_steps_of_the_demo(tmp_path: Path) -> None:
     written = await walk(tmp_path)
     assert len([line for line in written if " ms " in line]) == 4
     assert "refused with 502" in written[-1]
-

@@ -58,7 +58,7 @@ async def test_a_file_a_power_cut_damaged_is_found_and_fetched_anew(
             file = site.service.store.path(name)
         data = bytearray(right)
         data[100] ^= 1
-        file.write_bytes({"flip": data, "cut": data[:1000], "empty": b""}[damage])
+        file.write_bytes({"flip": bytes(data), "cut": right[:1000], "empty": b""}[damage])
         os.utime(file, (1, 1))  # last verified before the machine started
         async with cache(tmp_path, [good]) as site:
             assert (await site.get(path)).body == right
@@ -115,9 +115,11 @@ async def started(
     port, observe = unused_port(), unused_port()
     config = directory / "edged.toml"
     config.write_text(
-        f'[site]\nname = "TEST"\n[runtime]\nrun = "{directory}/run"\nstate = "{directory}"\nstop_deadline_s = 2\n'
+        f'[site]\nname = "TEST"\n[runtime]\nrun = "{directory}/run"\nstate = "{directory}"\n'
+        "stop_deadline_s = 2\n"
         f'[log]\nlevel = "warning"\n[observe.services]\ncache = "127.0.0.1:{observe}"\n'
-        f'[cache]\nlisten = ["127.0.0.1:{port}"]\nstore = "{directory}/store"\nworkers = {workers}\ndisk_free = 0\n'
+        f'[cache]\nlisten = ["127.0.0.1:{port}"]\nstore = "{directory}/store"\n'
+        f"workers = {workers}\ndisk_free = 0\n"
         f'[cache.upstream]\nstall_s = 10\n[[cache.repository]]\nname = "{REPOSITORY}"\n'
         f'stratums = ["{stratum.url}"]\nkeys = ["{DATA}/master.pub"]\n'
     )
@@ -145,19 +147,21 @@ async def test_two_processes_that_miss_the_same_object_fetch_it_once(tmp_path: P
         slow.objects[LARGE_PATH] = LARGE
         slow.fault(LARGE_PATH, stalling(go_on))
         options = {"workers": 2, "upstream": {**FAST, "stall_s": 10}}
-        async with cache(tmp_path, [slow], admin=str(tmp_path / "a"), **options) as one:
-            async with cache(tmp_path, [slow], admin=str(tmp_path / "b"), **options) as two:
-                first = asyncio.create_task(one.get(LARGE_PATH))
-                await slow.until_asked(1)
-                other = two.client()
-                await other.send(f"GET {two.url(LARGE_PATH)} HTTP/1.1\r\nHost: s\r\n\r\n".encode())
-                status, headers = await other.head()
-                early = await other.some(100_000)  # the other process's file, while it grows
-                go_on.set()
-                rest = await other.rest(status, headers, len(LARGE) - len(early))
-                assert early + rest.body == LARGE == (await first).body
-                assert (await two.get(CATALOG)).body == (await one.get(CATALOG)).body
-                assert slow.asked[f"/cvmfs/{REPOSITORY}/{LARGE_PATH}"] == 1
+        async with (
+            cache(tmp_path, [slow], admin=str(tmp_path / "a"), **options) as one,
+            cache(tmp_path, [slow], admin=str(tmp_path / "b"), **options) as two,
+        ):
+            first = asyncio.create_task(one.get(LARGE_PATH))
+            await slow.until_asked(1)
+            other = two.client()
+            await other.send(f"GET {two.url(LARGE_PATH)} HTTP/1.1\r\nHost: s\r\n\r\n".encode())
+            status, headers = await other.head()
+            early = await other.some(100_000)  # the other process's file, while it grows
+            go_on.set()
+            rest = await other.rest(status, headers, len(LARGE) - len(early))
+            assert early + rest.body == LARGE == (await first).body
+            assert (await two.get(CATALOG)).body == (await one.get(CATALOG)).body
+            assert slow.asked[f"/cvmfs/{REPOSITORY}/{LARGE_PATH}"] == 1
 
 
 HOLDER = """

@@ -159,11 +159,13 @@ async def test_stale_serves_in_an_outage_unless_forbidden(tmp_path: Path) -> Non
         await site.fetch(server.url + "/x")
         server.fault("/x", faults.status(503))
         assert (await site.fetch(server.url + "/x")).body == b"answer 1"
-    async with web(Cache_Control="max-age=0, must-revalidate").running() as server:
-        async with destination(tmp_path / "strict", server) as site:
-            await site.fetch(server.url + "/x")
-            server.fault("/x", faults.status(503))
-            assert (await site.fetch(server.url + "/x")).status == 502
+    async with (
+        web(Cache_Control="max-age=0, must-revalidate").running() as server,
+        destination(tmp_path / "strict", server) as site,
+    ):
+        await site.fetch(server.url + "/x")
+        server.fault("/x", faults.status(503))
+        assert (await site.fetch(server.url + "/x")).status == 502
 
 
 async def test_stored_answers_outlive_a_restart(tmp_path: Path) -> None:
@@ -183,12 +185,15 @@ async def test_a_broken_off_answer_is_not_kept(tmp_path: Path) -> None:
 
 
 async def test_only_configured_destinations_are_fetched(tmp_path: Path) -> None:
-    async with web().running() as server, web().running() as other:
-        async with destination(tmp_path, server, prefix="/Frontier") as site:
-            assert (await site.fetch(other.url + "/Frontier")).status == 403
-            assert (await site.fetch(server.url + "/elsewhere")).status == 403
-            assert (await site.fetch("/Frontier", {"Host": server.authority})).status == 403
-            assert (server.asked.total(), other.asked.total()) == (0, 0)
+    async with (
+        web().running() as server,
+        web().running() as other,
+        destination(tmp_path, server, prefix="/Frontier") as site,
+    ):
+        assert (await site.fetch(other.url + "/Frontier")).status == 403
+        assert (await site.fetch(server.url + "/elsewhere")).status == 403
+        assert (await site.fetch("/Frontier", {"Host": server.authority})).status == 403
+        assert (server.asked.total(), other.asked.total()) == (0, 0)
 
 
 async def test_a_forged_host_poisons_nothing(tmp_path: Path) -> None:

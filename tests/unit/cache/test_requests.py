@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.cache import requests
 from services.cache.requests import Refused
 
-PLAIN = b"GET http://stratum:8000/cvmfs/a.org/.cvmfspublished HTTP/1.1\r\nHost: stratum:8000\r\nAccept: */*\r\n\r\n"
+PLAIN = b"GET http://h:8000/cvmfs/a.org/.cvmfspublished HTTP/1.1\r\nHost: h:8000\r\nAccept: */*\r\n\r\n"
 
 
 def head(line: bytes = b"GET /x HTTP/1.1", *fields: bytes) -> bytes:
