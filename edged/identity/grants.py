@@ -112,3 +112,11 @@ def verify(wire: bytes, key: Ed25519PublicKey, now: float) -> Grant:
     if grant.issued_at > now + 60:
         raise Denied("grant from the future: check the clocks")
     return grant
+
+
+def peek(wire: bytes) -> Grant:
+    """What a grant says, unverified: for its holder's own bookkeeping, never for a decision. Raises Denied."""
+    try:
+        return _decode(wire[SIGNATURE_BYTES:])
+    except msgspec.MsgspecError:
+        raise Denied("not a grant") from None

@@ -12,7 +12,8 @@ import msgspec
 from edged import errors
 from edged.errors import EdgeError
 from edged.identity.grants import Ban
-from edged.identity.words import AccountName, JobFacts, JobId, ServiceName, Verdict
+from edged.identity.words import AccountName, Action, JobFacts, JobId, ServiceName, Verdict
+from edged.sshca import Certificate, SlurmToken
 
 SOCKET = "identity.sock"  # below [runtime] run
 
@@ -95,8 +96,50 @@ class Explain(msgspec.Struct, frozen=True, tag=True):
     token: str
 
 
+class ForSshCertificate(msgspec.Struct, frozen=True, tag=True):
+    """A certificate for the account of a job or standing grant, to reach a [[jobs.cluster]] of kind ssh."""
+
+    grant: bytes
+    cluster: str
+    public_key: str
+    action: Action
+
+
+class ForSlurmToken(msgspec.Struct, frozen=True, tag=True):
+    """A JWT for the account of a job or standing grant, for a [[jobs.cluster]] of kind slurmrest."""
+
+    grant: bytes
+    cluster: str
+    action: Action
+
+
+class ForOwnCertificate(msgspec.Struct, frozen=True, tag=True):
+    """A certificate for a person; ``grant`` is the access grant of the API's own verdict."""
+
+    grant: bytes
+    public_key: str
+    source: str
+    life_s: float
+
+
+class ForRevocations(msgspec.Struct, frozen=True, tag=True):
+    """The CA's public key and the revocation list."""
+
+
+class RevokeCertificate(msgspec.Struct, frozen=True, tag=True):
+    """End a certificate before its time."""
+
+    serial: int
+    by: str
+
+
 Asked = (
-    ForVerdict
+    ForSshCertificate
+    | ForSlurmToken
+    | ForOwnCertificate
+    | ForRevocations
+    | RevokeCertificate
+    | ForVerdict
     | ForAsserted
     | ForJobGrant
     | ForStandingGrant
@@ -170,7 +213,16 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     """It is done, durably."""
 
 
-Answered = Judged | Grant | Told | Bans | Facts | Explained | Done | Failure
+class Revocations(msgspec.Struct, frozen=True, tag=True):
+    """``authority``: the CA's public key, one line. ``krl``: a list that sshd reads as RevokedKeys."""
+
+    authority: str
+    krl: bytes
+
+
+Answered = (
+    Certificate | SlurmToken | Revocations | Judged | Grant | Told | Bans | Facts | Explained | Done | Failure
+)
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

@@ -52,7 +52,7 @@ def whoami(source: str, config_file: Path, as_json: bool, offline: bool) -> None
 def _explained(config: Config, token: str, offline: bool) -> tuple[Explained, bool]:
     if not offline and len(token) <= config.identity.token_bytes:
         try:
-            return _ask(config, lambda identity: identity.explain(token)), True
+            return ask(config, lambda identity: identity.explain(token)), True
         except Unavailable:
             pass  # not running here: decide with what it left on disk
     return explain_offline(config, token), False
@@ -130,7 +130,7 @@ def add(
         reason=reason,
         expires_at=time.time() + hours * 3600 if hours else None,
     )
-    made = _ask(config, lambda identity: identity.add_ban(asked, _me()))
+    made = ask(config, lambda identity: identity.add_ban(asked, me()))
     click.echo(f"{made.id}: banned {_words(made)}; jobs {'kept' if keep_jobs else 'cancelled'}")
 
 
@@ -139,7 +139,7 @@ def add(
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_bans(config_file: Path, as_json: bool) -> None:
     """The bans that hold."""
-    found = _ask(configuration.load(config_file), lambda identity: identity.bans())
+    found = ask(configuration.load(config_file), lambda identity: identity.bans())
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(one) for one in found], indent=2))
         return
@@ -154,7 +154,7 @@ def list_bans(config_file: Path, as_json: bool) -> None:
 @click.argument("ban_id", metavar="ID")
 def remove(config_file: Path, ban_id: str) -> None:
     """Lift the ban with this ID."""
-    _ask(configuration.load(config_file), lambda identity: identity.lift_ban(ban_id, _me()))
+    ask(configuration.load(config_file), lambda identity: identity.lift_ban(ban_id, me()))
     click.echo(f"{ban_id}: lifted")
 
 
@@ -163,13 +163,13 @@ def _words(one: Ban) -> str:
     return " ".join(f"{name}={value!r}" for name in names if (value := getattr(one, name)))
 
 
-def _me() -> str:
+def me() -> str:
     from getpass import getuser
 
     return f"{getuser()} on this machine"
 
 
-def _ask(config: Config, question: Callable[[IdentityClient], Awaitable[Result]]) -> Result:
+def ask(config: Config, question: Callable[[IdentityClient], Awaitable[Result]]) -> Result:
     """One question to the running identity, as this machine's admin. Raises Unavailable."""
 
     async def asking() -> Result:

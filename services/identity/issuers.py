@@ -20,6 +20,7 @@ from edged.config import Config
 from edged.config.identity import Issuer
 from edged.errors import EdgeError, Unavailable, Upstream
 from edged.identity import packets, wire
+from edged.identity.keycache import KeyCache, KeyDocument
 from edged.identity.keys import read_jwks
 from edged.identity.packets import Packets
 from edged.identity.remembered import Remembered
@@ -29,7 +30,6 @@ from edged.tls import client_context
 from services.identity import issuers_wire
 from services.identity.callers import Callers
 from services.identity.fetching import IssuerSite
-from services.identity.keycache import KeyCache, KeyDocument
 
 log = get_logger("services.identity.issuers")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from edged.identity.keycache import KeyDocument
 from edged.identity.wire import Failure
 from edged.identity.words import IssuerUrl
-from services.identity.keycache import KeyDocument
 
 SOCKET = "issuers.sock"  # below [runtime] run
 

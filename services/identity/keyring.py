@@ -15,12 +15,12 @@ from edged import metrics
 from edged.config import Config
 from edged.errors import EdgeError, Unavailable
 from edged.identity import packets, wire
+from edged.identity.keycache import KeyCache, KeyDocument
 from edged.identity.keys import KeySet, read_jwks
 from edged.identity.packets import Packets
 from edged.identity.words import IssuerUrl
 from edged.logs import get_logger
 from services.identity import issuers_wire
-from services.identity.keycache import KeyCache, KeyDocument
 
 log = get_logger("services.identity.keyring")
 

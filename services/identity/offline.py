@@ -13,10 +13,10 @@ from edged.config import Config
 from edged.errors import EdgeError
 from edged.identity.grants import Ban
 from edged.identity.judge import Judge, Judged
+from edged.identity.keycache import KeyCache
 from edged.identity.keys import KeySet, read_jwks
 from edged.identity.wire import Explained
 from edged.identity.words import IssuerUrl, Principal, Verdict
-from services.identity.keycache import KeyCache
 from services.identity.ledger import BANS
 
 

@@ -12,9 +12,11 @@ from edged.identity.client import IdentityClient
 from edged.lifecycle import Service
 from edged.services import Context
 from edged.tls import ServerTls
-from services.identity import issuers_wire, ledger, sealing
+from services.identity import certificates, issuers_wire, ledger, sealing, ssh_api
 from services.identity.api import operations
+from services.identity.authority import Authority
 from services.identity.callers import API
+from services.identity.certificates import Certificates
 from services.identity.issuers import Fetcher
 from services.identity.keyring import Keyring
 from services.identity.ledger import Ledger
@@ -27,14 +29,19 @@ def signer(config: Config, context: Context) -> list[Service]:
     ledger.create(config)
     book = Ledger(ledger.store(config))
     keyring = Keyring(config)
+    certificates.create(config)
+    issued = Certificates(certificates.store(config))
+    ssh = sealing.ssh_key(config.runtime.state / "identity", config.site.name)
     return [
         book,
         keyring,
+        issued,
         Signer(
             config,
             key,
             keyring,
             book,
+            Authority(config, ssh, key.public_key(), issued, ban_on=book.ban_on),
             inherited=_inherited(context, wire.SOCKET),
             inherited_feed=_inherited(context, feed.SOCKET),
         ),
@@ -53,7 +60,9 @@ def api(config: Config, context: Context) -> list[Service]:
         return []
     client = IdentityClient(config, API)
     admins = ["/" + group.strip("/") for group in config.identity.admins]  # as principals write groups
-    front = Api("identity", operations(config, client), client, admins=admins)
+    front = Api(
+        "identity", (*operations(config, client), *ssh_api.operations(config, client)), client, admins=admins
+    )
     server = HttpServer(
         "identity-api",
         config.identity,

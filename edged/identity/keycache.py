@@ -1,6 +1,7 @@
 """Issuers' key documents on disk: a restart during an issuer's outage still knows its keys.
 
-Public keys only, readable by all: the fetcher writes them, the signer and ``edged whoami`` read them.
+Public keys only, readable by all: the fetcher writes them; the signer, ``edged whoami`` and the root:// view
+read them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 from edged.identity.words import IssuerUrl
 from edged.logs import get_logger
 
-log = get_logger("services.identity.keycache")
+log = get_logger("edged.identity.keycache")
 
 
 class KeyDocument(msgspec.Struct, frozen=True):
@@ -23,6 +24,11 @@ class KeyDocument(msgspec.Struct, frozen=True):
     issuer: IssuerUrl
     jwks: str
     fetched_at: float
+
+
+def directory(state: Path) -> Path:
+    """Where they lie, below ``[runtime] state``."""
+    return state / "issuers"
 
 
 class KeyCache:
