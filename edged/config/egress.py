@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from edged.config.base import AccountNameField, ByteSize, Count, ListenAddress, Seconds, Section, Word
+from edged.config.site import Front
 from edged.identity.words import JobClass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -233,6 +234,7 @@ class Egress(Section):
     rules: tuple[EgressRule, ...] = Field(default=(), alias="rule")
     relays: tuple[Relay, ...] = Field(default=(), alias="relay")
     nat: Nat | None = None
+    api: Front | None = Field(default=None, description="Usage over HTTP, for administrators")
     deny: tuple[NetworkField, ...] = Field(
         default=(), description="The site's own nets: refused whatever a rule says"
     )

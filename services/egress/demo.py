@@ -29,6 +29,8 @@ listen = ["127.0.0.1:{port}"]
 host = "127.0.0.1"
 inside = ["127.0.0.2/32"]
 accounts_s = 0.5
+[egress.api]
+listen = ["127.0.0.1:0"]
 [[egress.source]]
 name = "demo-nodes"
 networks = ["127.0.0.0/8"]

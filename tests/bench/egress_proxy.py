@@ -125,7 +125,7 @@ def peers(directory: Path) -> list[Peer]:
         Peer("edged socks", 3001, "socks", gate, sys.executable),
         Peer("squid", 3002, "connect", ("squid", "-N", "-f", str(files["squid.conf"])), "squid"),
         Peer("tinyproxy", 3003, "connect", ("tinyproxy", "-d", "-c", str(files["tiny.conf"])), "tinyproxy"),
-        Peer("microsocks", 3004, "socks", ("microsocks", "-q", "-i", PROXY, "-p", "3004"), "microsocks"),
+        Peer("microsocks", 3004, "socks", ("microsocks", "-i", PROXY, "-p", "3004"), "microsocks"),
         Peer("dante", 3005, "socks", ("danted", "-f", str(files["dante.conf"])), "danted"),
     ]
 
@@ -172,7 +172,7 @@ def running(peer: Peer) -> Iterator[subprocess.Popen[bytes]]:
         deadline = time.monotonic() + 15
         while subprocess.run(["nc", "-z", PROXY, str(peer.port)], check=False).returncode:
             if time.monotonic() > deadline or process.poll() is not None:
-                raise SystemExit(f"{peer.name} does not listen")
+                raise RuntimeError("does not listen")
             time.sleep(0.1)
         yield process
     finally:
@@ -263,23 +263,32 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, directory: Path, load: Load) -> None:
     wanted = [word for word in options.only.split(",") if word]
-    results: dict[str, dict[str, float]] = {}
-    chosen = [p for p in peers(directory) if not wanted or any(p.name.startswith(w) for w in wanted)]
+    chosen = [
+        peer
+        for peer in peers(directory)
+        if shutil.which(peer.program) and (not wanted or any(peer.name.startswith(word) for word in wanted))
+    ]
+    rounds: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in chosen}
+    for _ in range(options.rounds):  # by turns: what else runs on the machine hits all of them
+        for peer in chosen:
+            try:
+                rounds[peer.name].append(measure(peer, load, int(options.bytes * 1e9), options.seconds))
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                print(f"{peer.name}: {error}")
+    results = {
+        name: {key: statistics.median(r[key] for r in found) for key in found[0]}
+        for name, found in rounds.items()
+        if found
+    }
     for peer in chosen:
-        if shutil.which(peer.program) is None:
-            print(f"{peer.name}: not installed")
-            continue
-        rounds = [
-            measure(peer, load, int(options.bytes * 1e9), options.seconds) for _ in range(options.rounds)
-        ]
-        results[peer.name] = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        if peer.kind == "connect" and options.tunnels:
+        if peer.name in results and peer.kind == "connect" and options.tunnels:
             results[peer.name][f"{options.tunnels} tunnels MB"] = memory(peer, load, options.tunnels)
-        print(f"{peer.name:14}", "  ".join(f"{key} {value:.3f}" for key, value in results[peer.name].items()))
-    base = results.get("squid")
     for name, figures in results.items():
-        if base is not None and name != "squid":
-            ratios = {key: figures[key] / base[key] for key in figures if base.get(key)}
+        print(f"{name:14}", "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+    base = results.get("squid", {})
+    for name, figures in results.items():
+        ratios = {key: figures[key] / base[key] for key in figures if base.get(key)}
+        if ratios and name != "squid":
             print(f"{name:14} / squid:", "  ".join(f"{key} {ratio:.2f}" for key, ratio in ratios.items()))
 
 
