@@ -100,6 +100,7 @@ def submission(job: Job, queue: Queue, rule: Mapping | None) -> Submission:
     gpu = gpu_kind(queue, need.gpus.kind) if need.gpus else None
     return Submission(
         job=job.id,
+        run=job.run,
         partition=queue.partition or queue.name,
         slurm_account=(rule.slurm_account if rule else "") or queue.slurm_account,
         qos=(rule.qos if rule else "") or queue.qos,

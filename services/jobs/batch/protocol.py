@@ -112,10 +112,12 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a batch system must know to start a job whose files already lie in its session directory.
 
     Environment, arguments and redirections are not here: they are in the files (see ``script.py``).
-    The driver knows where the session directory of ``job`` is. Empty words mean: not asked for.
+    The driver knows where the session directory of ``job`` is. Empty words mean: not asked for. ``run``
+    counts restarts: a later one begins only when the batch job of the one before is known to have ended.
     """
 
     job: str
+    run: int = 0
     partition: str = ""
     slurm_account: str = ""
     qos: str = ""

@@ -28,6 +28,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     memory: int
     slots: int
     after: tuple[tuple[str, bool], ...] = ()
+    run: int = 0
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -59,6 +60,12 @@ class Ended(msgspec.Struct, frozen=True):
     cancelled_by: int | None
     cpu_s: float
     max_rss: int
+
+
+def over(directory: Path, run: int) -> bool:
+    """Whether ``directory`` has an earlier run than ``run``, and that one's end."""
+    request = _load(directory / "request.json", Request)
+    return request is not None and request.run < run and (directory / "ended.json").exists()
 
 
 _STATE_OF_CAUSE = {

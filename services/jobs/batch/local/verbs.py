@@ -67,6 +67,10 @@ class Start(BatchVerb, frozen=True, kw_only=True):
     def _prepare(self, directory: Path, where: Workplace) -> None:
         """Make the state directory appear whole: renaming onto an earlier one fails."""
         directory.parent.mkdir(mode=0o700, exist_ok=True)
+        if facts.over(directory, self.submission.run):
+            old = Path(tempfile.mkdtemp(prefix=".old-", dir=directory.parent))
+            directory.rename(old / "job")
+            shutil.rmtree(old, ignore_errors=True)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
         session = session_directory(PurePosixPath(where.sessions), self.job)
         (new / "launcher").write_bytes(script.launcher(self.job, session))
@@ -99,6 +103,7 @@ class Start(BatchVerb, frozen=True, kw_only=True):
             memory=asked.memory_per_node,
             slots=SLOTS,
             after=tuple((after.ref.name.removeprefix(NAME_PREFIX), after.ok) for after in asked.after),
+            run=asked.run,
         )
 
 

@@ -17,7 +17,7 @@ from edged.errors import BadRequest, EdgeError
 from services.jobs.doors.arc.times import period
 from services.jobs.doors.arc.wish import Environment, Wish
 
-MAX_ELEMENTS = 400_000
+MAX_ELEMENTS = 200_000
 _ACCESS = {"inbound": {"inbound"}, "outbound": {"outbound"}, "inoutbound": {"inbound", "outbound"}}
 
 Take = Callable[[Wish, Element], None]
@@ -226,11 +226,8 @@ _APPLICATION: Mapping[str, Take] = {
     "Rerun": _count("reruns"),
     "PreExecutable": _refuse,
     "PostExecutable": _refuse,
-    **dict(
-        _noted(
-            "LoggingDirectory RemoteLogging ExpirationTime Notification AccessControl Account Priority CredentialService"
-        )
-    ),
+    **dict(_noted("LoggingDirectory RemoteLogging ExpirationTime Notification AccessControl Account")),
+    **dict(_noted("Priority CredentialService")),
 }
 _RESOURCES: Mapping[str, Take] = {
     "RuntimeEnvironment": _runtime,

@@ -6,7 +6,9 @@ status are polled all day for everything there is and are written by hand (tests
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
@@ -28,6 +30,7 @@ from services.jobs.model import Description, Job
 
 MAX_JOBS = 10_000
 INSTANCES = 1000
+SMALL = 16 * 1024  # a description of this size is read in about a millisecond
 Row = dict[str, Any]
 Act = Callable[[Verdict, Job], Awaitable[Row]]
 
@@ -71,13 +74,15 @@ class Jobs:
         arc = self._engine.config.arc
         if arc is None:
             raise NotFound("no such door")
-        found = languages.descriptions(
+        read = partial(
+            languages.descriptions,
             body,
             arc,
             self._engine.config.software,
             queue=call.query.get("queue", ""),
             delegation=call.query.get("delegation_id", ""),
         )
+        found = read() if len(body) <= SMALL else await asyncio.to_thread(read)
         found = found * _instances(call)
         if len(found) > self._engine.config.bulk:
             raise BadRequest(f"at most {self._engine.config.bulk} jobs in one call")

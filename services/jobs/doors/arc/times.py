@@ -10,8 +10,9 @@ from edged.errors import BadRequest
 _UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600}
 _UNITS |= {"d": 86400, "day": 86400, "w": 604800, "week": 604800}
 _SPAN = re.compile(r"\s*(\d{1,12})\s*([a-z]*)\s*,?", re.IGNORECASE)
+_N = r"(\d{1,9})"
 _PERIOD = re.compile(
-    r"P(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)(?:\.\d+)?S)?)?"
+    rf"P(?:{_N}Y)?(?:{_N}M)?(?:{_N}W)?(?:{_N}D)?(?:T(?:{_N}H)?(?:{_N}M)?(?:{_N}(?:\.\d+)?S)?)?"
 )
 _PERIOD_S = (365 * 86400, 30 * 86400, 604800, 86400, 3600, 60, 1)
 

@@ -17,7 +17,7 @@ from typing import TypeAlias
 from edged.errors import BadRequest
 
 MAX_DEPTH = 8
-MAX_TOKENS = 500_000
+MAX_TOKENS = 200_000
 
 Value: TypeAlias = "str | tuple[Value, ...]"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,7 +27,9 @@ async def submitted(clients: Arc, text: str) -> str:
     """The job's URL."""
     file = clients.home / "job.xrsl"
     file.write_text(text)
-    out = await clients.run("arcsub", "-T", "arcrest", "-C", f"https://{clients.site.address}/arex", str(file))
+    out = await clients.run(
+        "arcsub", "-T", "arcrest", "-C", f"https://{clients.site.address}/arex", str(file)
+    )
     assert "Job submitted with jobid:" in out, out
     return out.split("Job submitted with jobid:")[1].split()[0]
 
@@ -55,8 +58,55 @@ async def test_from_arcsub_to_arcclean(clients: Arc) -> None:
     assert "hello from alice" in await clients.run("arccat", job)
     assert "oops" in await clients.run("arccat", "-e", job)
     assert "FINISHED" in await clients.run("arccat", "-l", job)
-    listing = await clients.run("arcls", job)
+    listing = await clients.run("arcls", f"{job}/session")
     assert "out.txt" in listing and "left" not in listing and "run.sh" not in listing
     await clients.run("arcget", "-D", str(clients.home / "got"), job)
     found = {file.name: file.read_text() for file in (clients.home / "got").rglob("*") if file.is_file()}
     assert found["out.txt"] == "hello from alice\n" and found["deep"] == "deep\n" and "left" not in found
+    async with clients.site.http() as rest:
+        assert (await rest.act("status", job.rpartition("/")[2]))[0]["status-code"] == "404"
+
+
+async def test_kill_resume_renew_and_sync(clients: Arc) -> None:
+    long = await submitted(clients, '&(executable="/bin/sleep")(arguments="100")(jobname="long")')
+    once = await submitted(
+        clients,
+        '&(executable="/bin/sh")(arguments="-c" "[ -f again ] && exit 0; touch again; exit 3")'
+        '(stdout="o")(rerun=1)(outputfiles=("/" ""))',
+    )
+    assert "Exit Code: 3" in await finished(clients, once, "Failed")
+    await clients.run("arcresume", once)
+    assert "Exit Code: 0" in await finished(clients, once)
+    await finished(clients, long, "Running")
+    assert "renewed: 1" in await clients.run("arcrenew", long)
+    await clients.run("arckill", "-k", long)
+    await finished(clients, long, "Killed")
+    (clients.home / ".arc" / "jobs.dat").unlink()
+    found = await clients.run("arcsync", "-f", "-C", f"https://{clients.site.address}/arex")
+    assert long in found and once in found
+    await clients.run("arcclean", long, once)
+
+
+async def test_several_jobs_by_any_way_in(clients: Arc) -> None:
+    """Without -T the client tries EMI-ES first, and must come back to REST."""
+    file = clients.home / "any.xrsl"
+    file.write_text('&(executable="/bin/true")(stdout="o")')
+    endpoint = f"https://{clients.site.address}/arex"
+    out = await clients.run("arcsub", "-C", endpoint, str(file), str(file))
+    assert out.count("Job submitted with jobid:") == 2, out
+    for job in re.findall(r"jobid: (\S+)", out):
+        await finished(clients, job)
+
+
+async def test_arcinfo_shows_shares_and_software(clients: Arc) -> None:
+    out = await clients.run("arcinfo", "-l", "-c", f"https://{clients.site.address}/arex")
+    for text in ("Name: short_cms", "hello-1", "Interface: org.nordugrid.arcrest", "Health state: ok"):
+        assert text in out, out
+
+
+async def test_a_bad_description_is_explained(clients: Arc) -> None:
+    file = clients.home / "bad.xrsl"
+    file.write_text('&(executable="/bin/true")(inputfiles=("x" "https://example.org/x"))')
+    command = ("-d", "VERBOSE", "-T", "arcrest", "-C", f"https://{clients.site.address}/arex", str(file))
+    out = await clients.run("arcsub", *command, status=1)
+    assert "stages nothing itself" in out
