@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from edged.config.batch import cluster_problems, cluster_warnings
+from edged.config.egress import egress_warnings
+
 if TYPE_CHECKING:
     from edged.config.load import Config
 
 
 def problems(config: Config) -> Iterator[str]:
     """Errors, each ``dotted.path: what to fix``."""
+    yield from _edges(config)
     yield from _issuers(config)
     yield from _mappings(config)
     yield from _accounts(config)
@@ -31,6 +35,17 @@ def warnings(config: Config) -> Iterator[str]:
     if config.log.audit_file is None:
         yield "log.audit_file: not set; audit lines go only to the general log"
     yield from _shared_accounts(config)
+    if config.jobs is not None:
+        yield from cluster_warnings(config.jobs.clusters)
+    if config.egress is not None:
+        yield from egress_warnings(config.egress)
+
+
+def _edges(config: Config) -> Iterator[str]:
+    """SQLite is one machine's: two edges on it would each run the jobs they know, and no others."""
+    edges = sorted(set(config.site.edges))
+    if len(edges) > 1 and not config.runtime.database:
+        yield f"runtime.database: {len(edges)} edges ({', '.join(edges)}) share state: name their PostgreSQL"
 
 
 def _issuers(config: Config) -> Iterator[str]:
@@ -82,6 +97,7 @@ def _queues(config: Config) -> Iterator[str]:
             yield f"mapping: account {account!r} serves several VOs ({', '.join(sorted(vos))}); give each its own"
     if config.jobs is None:
         return
+    yield from cluster_problems(config.jobs.clusters)
     seen: dict[str, int] = {}
     for index, queue in enumerate(config.jobs.queues):
         if queue.name in seen:

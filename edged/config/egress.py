@@ -285,3 +285,17 @@ def _snat(egress: Egress) -> Iterable[str]:
     versions = [address.version for address in egress.nat.snat] if egress.nat else []
     if len(versions) != len(set(versions)):
         yield "nat.snat: at most one address per family"
+
+
+def egress_warnings(egress: Egress) -> Iterable[str]:
+    """What is legal but unwise."""
+    for index, network in enumerate(egress.inside):
+        if network.is_loopback or network.is_link_local or network.is_unspecified:
+            yield f"egress.inside[{index}]: {network} lets jobs reach this machine itself, or its metadata"
+    if egress.nat is None:
+        return
+    named = {name for rule in egress.rules if Way.NAT in rule.ways for name in rule.to}
+    for index, destination in enumerate(egress.destinations):
+        patterns = [host for host in destination.hosts if host.startswith("*.")]
+        if destination.name in named and patterns and not destination.networks:
+            yield f"egress.destination[{index}].hosts: NAT cannot let {patterns[0]} through, only whole names"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -268,6 +269,68 @@ def test_a_file_others_can_write_is_refused(edge: Nat) -> None:
     os.chown(edge.directory / "edged.toml", 65534, 65534)
     with pytest.raises(Conflict, match="must belong to root"):
         edge.client.request(messages.Apply())
+
+
+def test_the_front_feeds_names_and_keeps_the_accounts(edge: Nat) -> None:
+    named = OPEN.replace(f'networks = ["{NET4}/32", "{NET6}/128"]', 'hosts = ["www.example.org"]')
+    top = f'resolvers = ["{NET4}:5353"]\naccounts_s = 0.2'
+    edge.write(named.format(rule=""), nat="usage_s = 0.2", top=top)
+    file = edge.directory / "edged.toml"
+    where = f'[runtime]\nstate = "{edge.directory}"\nrun = "{edge.directory}"\n[observe.services]\n'
+    file.write_text(f'{where}egress = "127.0.0.1:0"\n{file.read_text()}')
+    edge.site.internet.start(
+        sys.executable,
+        "-m",
+        "tests.support.nameserver",
+        NET4,
+        "5353",
+        json.dumps({"www.example.org": [[NET4]]}),
+    )
+    edged = [sys.executable, "-m", "edged"]
+    subprocess.run([*edged, "state", "migrate", "--config", str(file)], check=True, timeout=30)
+    edge.start()
+    assert edge.get(URL4)[0] == 7, "nobody asked the DNS yet"
+    log = (edge.directory / "front.log").open("ab")
+    edge.site.edge.start(*edged, "run", "egress", "--config", str(file), stderr=log)
+    until(lambda: edge.get(URL4)[0] == 0, "the name's address is let through", 20)
+
+    def counted() -> list[dict[str, object]]:
+        edge.get(URL4)
+        argv = [*edged, "egress", "usage", "--by", "source,destination,way", "--json", "--config", str(file)]
+        lines = json.loads(subprocess.run(argv, capture_output=True, check=True, timeout=30).stdout)
+        return [line for line in lines if line["bytes_in"] and line["group"]["way"] == "nat"]
+
+    (line,) = until(counted, "NAT traffic in the ledger", 20)
+    assert line["group"] == {"source": "nodes", "destination": "world", "way": "nat"}
+
+
+V2 = Path("/sys/fs/cgroup/unified" if Path("/sys/fs/cgroup/unified").exists() else "/sys/fs/cgroup")
+HOOK_FILE = Path(__file__).parents[3] / "services/egress/node/edged-mark"
+
+
+@pytest.mark.skipif(not (V2 / "cgroup.procs").exists(), reason="needs cgroup v2")
+def test_the_node_hook_marks_a_jobs_packets(edge: Nat) -> None:
+    edge.write(OPEN.format(rule=""), nat="job_marks = true")
+    edge.start()
+    job = f"7{os.getpid()}"
+    group = V2 / "system.slice" / "slurmstepd.scope" / f"job_{job}"
+    group.mkdir(parents=True)
+    inside = ["nsenter", f"--net=/run/netns/{edge.site.node.name}"]  # `ip netns exec` hides /sys/fs/cgroup
+    variables = {**os.environ, "SLURM_JOB_ID": job, "SLURM_JOB_USER": "cmsprd"}
+    try:
+        subprocess.run([*inside, str(HOOK_FILE), "begin"], env=variables, check=True, timeout=20)
+        fetch = f"echo $$ > {group}/cgroup.procs; exec curl -sS -m 3 {URL4}"
+        subprocess.run([*inside, "sh", "-c", fetch], check=True, timeout=20, capture_output=True)
+        assert edge.get(URL4)[0] == 0
+        (usage,) = edge.client.request(messages.TakeUsage())
+        assert isinstance(usage, messages.Usage)
+        marks = {counted.job_mark: counted.bytes_in for counted in usage.counted if counted.address == NODE4}
+        assert set(marks) == {0, 1} and all(marks.values())
+        subprocess.run([*inside, str(HOOK_FILE), "end"], env=variables, check=True, timeout=20)
+        assert "comment" not in edge.site.node.run("nft", "list", "table", "inet", "edged_marks")
+    finally:
+        subprocess.run([*inside, str(HOOK_FILE), "end"], env=variables, check=False, timeout=20)
+        group.rmdir()
 
 
 def _bytes(edge: Nat, what: str = "bytes_out") -> int:

@@ -289,7 +289,7 @@ def test_explain_and_usage_tell_the_same_story(gate: Gate) -> None:
 
     gate.curl("http://www.example.org:8000/", f"http://{PROXY}", "--proxytunnel")
     line = until(lambda: next((x for x in lines() if x["connections"]), None), "usage", 10)
-    assert line["group"] == {"vo": "cms", "destination": "everywhere", "way": "proxy"}
+    assert line is not None and line["group"] == {"vo": "cms", "destination": "everywhere", "way": "proxy"}
 
 
 TALKER = """

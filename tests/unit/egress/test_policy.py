@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edged.config import parse
+from edged.config import parse, warnings
 from edged.config.egress import EgressRule, Way, Window
 from edged.errors import ConfigError
 from services.egress.destinations import HostSet, Place
@@ -184,3 +184,14 @@ def test_meters_are_per_subject_and_forgotten_when_idle() -> None:
     assert meters.of("other", CMS) is None
     meters.sweep()
     assert one is not meters.of("r", CMS)
+
+
+def test_check_warns_of_the_unwise() -> None:
+    egress = {
+        "inside": ["127.0.0.0/8"],
+        "nat": {"inside": ["ib0"]},
+        "destination": [{"name": "d", "hosts": ["*.cern.ch"]}],
+        "rule": [{"name": "r", "to": ["d"]}],
+    }
+    told = "\n".join(warnings(parse({"site": {"name": "T"}, "egress": egress})))
+    assert "egress.inside[0]: 127.0.0.0/8" in told and "egress.destination[0].hosts: NAT" in told
