@@ -15,7 +15,8 @@ from typing import ParamSpec, TypeVar
 from edged.errors import Conflict
 
 BLOCK = 64 * 1024  # TLS writes of this size are cheapest (1 MiB costs 40 % more: cache misses)
-WINDOW = 1 << 20  # bytes handed to one sendfile
+AHEAD = 1 << 20  # read in a thread at once, when the page cache cannot answer
+WINDOW = 4 << 20  # bytes handed to one sendfile
 
 P = ParamSpec("P")
 T = TypeVar("T")

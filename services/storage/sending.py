@@ -16,7 +16,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from edged.accounts.api import Entry
-from services.storage.disk import BLOCK, WINDOW, Disk, Truncated, unchanged
+from services.storage.disk import AHEAD, BLOCK, WINDOW, Disk, Truncated, unchanged
 from services.storage.properties import http_date
 from services.storage.ranges import Span
 from services.storage.transfers import Transfer
@@ -133,18 +133,30 @@ class Connection:
             if self._protocol.writing_paused:
                 await self.drain()
             want = min(BLOCK, span.stop - at)
-            if at + want == span.stop:
-                source.check()
             data = disk.read_cached(fd, want, at)
+            if at + (AHEAD if data is None else want) >= span.stop:
+                source.check()
             if data is None or len(data) < want:
-                data = await disk.read(fd, want, at)
-                if len(data) < want:
-                    raise Truncated("file became shorter while it was read")
+                at = await self._write_ahead(source, Span(at, span.stop))
+                continue
             at += want
             if transfer is not None:
                 transfer.moved += want
             self._transport.write(data)
         await self.drain()
+
+    async def _write_ahead(self, source: Source, span: Span) -> int:
+        """What the page cache has not, or cannot tell: one long read in a thread, written in blocks."""
+        data = memoryview(await source.disk.read(source.fd, min(AHEAD, span.stop - span.start), span.start))
+        if not data:
+            raise Truncated("file became shorter while it was read")
+        for start in range(0, len(data), BLOCK):
+            if self._protocol.writing_paused:
+                await self.drain()
+            self._transport.write(data[start : start + BLOCK])
+        if source.transfer is not None:
+            source.transfer.moved += len(data)
+        return span.start + len(data)
 
     async def _sendfile(self, lead: bytes, source: Source, span: Span) -> None:
         """On a duplicate of the socket: uvloop owns the readiness of its own, and has no sendfile."""

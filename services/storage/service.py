@@ -35,6 +35,7 @@ from services.storage.space import Spaces
 from services.storage.thirdparty.copies import Copies, InProcess
 from services.storage.thirdparty.dial import Dialer
 from services.storage.transfers import Transfers
+from services.storage.upkeep import Upkeep
 from services.storage.wellknown import WellKnown
 from services.storage.writing import Writing
 
@@ -68,6 +69,8 @@ class StorageFront:
         self._locks = Locks(lock_file, limit=storage.locks, longest_s=storage.lock_s)
         self._spaces = Spaces(files, storage.space_s)
         self._well_known = WellKnown(storage, config.site.name, identity, self._spaces)
+        self._upkeep = Upkeep(storage.exports, identity, files, self._spaces, self._disk_of)
+        self._tends = context.worker == 0  # one process of several
         endpoint = self._endpoint(storage, identity, files)
         self._server = HttpServer(
             NAME,
@@ -134,6 +137,8 @@ class StorageFront:
                 if not address.startswith("/"):
                     self._own_names.add_port(int(address.rpartition(":")[2]))
             self._well_known.url = self._public_url()
+            if self._tends:
+                await stack.enter_async_context(self._upkeep.running(tasks))
             yield
 
     def _public_url(self) -> str:
