@@ -58,7 +58,7 @@ class Dial:
     ) -> None:
         self._left = deque(endpoints)
         self._poller, self._loop, self._done = poller, loop, done
-        self._attempts: dict[int, tuple[socket.socket, Endpoint]] = {}
+        self._attempts: dict[int, tuple[socket.socket, Endpoint, str]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._error = errno.EHOSTUNREACH
 
@@ -80,7 +80,7 @@ class Dial:
             self._timer.cancel()
             self._timer = None
         self._left.clear()
-        for sock, _ in self._attempts.values():
+        for sock, _, _ in self._attempts.values():
             self._drop(sock)
         self._attempts.clear()
 
@@ -92,13 +92,14 @@ class Dial:
         except OSError as error:
             self._error = error.errno or errno.EMFILE
             return False
-        code = sock.connect_ex((str(endpoint.address), endpoint.port))
+        text = str(endpoint.address)
+        code = sock.connect_ex((text, endpoint.port))
         if code != 0 and code not in _CONNECTING:
             self._error = code
             sock.close()
             return False
         fd = sock.fileno()
-        self._attempts[fd] = (sock, endpoint)
+        self._attempts[fd] = (sock, endpoint, text)
         self._poller.add(fd, lambda events: self._ready(fd, events))
         return True
 
@@ -106,7 +107,7 @@ class Dial:
         attempt = self._attempts.get(fd)
         if attempt is None:
             return
-        sock, endpoint = attempt
+        sock, endpoint, text = attempt
         try:
             peer = sock.getpeername()
         except OSError:
@@ -114,7 +115,7 @@ class Dial:
             if code == 0:  # a stale event: still on its way
                 return
         else:
-            if peer[1] == endpoint.port and _same(peer[0], endpoint.address):
+            if peer[1] == endpoint.port and (peer[0] == text or _same(peer[0], endpoint.address)):
                 del self._attempts[fd]
                 self.cancel()
                 endpoint.seen = events
@@ -134,7 +135,7 @@ class Dial:
 
 
 def _same(text: str, address: Address) -> bool:
-    return text == str(address) or str(canonical(type(address)(text.partition("%")[0]))) == str(address)
+    return canonical(type(address)(text.partition("%")[0])) == address
 
 
 def words_of(code: int) -> str:

@@ -273,7 +273,7 @@ class Gate:
             life_s=self.limits.life_s,
         )
         self.tunnels.add(tunnel)
-        self.journal.decided(asker, _to(passage), decision.outcome, passage.way, decision.reason)
+        self.journal.decided(asker, passage.to, decision.outcome, passage.way, decision.reason)
         return tunnel
 
     def _ended(self, tunnel: Tunnel, why: str) -> None:
@@ -281,7 +281,7 @@ class Gate:
         tunnel.account.open -= 1
         passage = tunnel.passage
         self._leave(passage.asker.address)
-        ended = self.journal.closed(passage.asker, _to(passage), why)
+        ended = self.journal.closed(passage.asker, passage.to, why)
         ended.tunnels += 1
         ended.bytes_out += tunnel.up.moved
         ended.bytes_in += tunnel.down.moved
@@ -358,8 +358,3 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         log.warning("session failed", extra={"reason": str(error)})
     except Exception:
         log.exception("session failed")
-
-
-def _to(passage: Passage) -> str:
-    place = passage.place
-    return str(Target(place.host, None if place.host else place.address, place.port))

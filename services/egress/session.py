@@ -298,7 +298,7 @@ class Session:
         self._join(server, endpoint)
 
     def _join(self, server: socket.socket, endpoint: Endpoint) -> None:
-        gate, asker, decision = self.gate, self._asker, endpoint.decision
+        gate, asker, place, decision = self.gate, self._asker, endpoint.place, endpoint.decision
         assert asker is not None
         meter = gate.meters.of(decision.rule, asker)
         if meter is not None and (why := meter.refuses()) is not None:
@@ -306,7 +306,7 @@ class Session:
             server.close()
             self._refuse(Refusal(Outcome.LIMIT, why, decision.rule, decision.destination))
             return
-        passage = Passage(asker, self._way, endpoint.place, decision, self._principal())
+        passage = Passage(asker, self._way, place, decision, self._principal(), _shown(place))
         tunnel = gate.joined(self, server, passage, meter)
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         early = self._early
@@ -399,6 +399,10 @@ def _outcome_of(error: EdgeError) -> Outcome:
         if isinstance(error, Busy | Unavailable) and not isinstance(error, Upstream)
         else Outcome.NAME
     )
+
+
+def _shown(place: Place) -> str:
+    return str(Target(place.host, None if place.host else place.address, place.port))
 
 
 def _nothing(_server: socket.socket) -> bytes:

@@ -21,13 +21,17 @@ _LINGER_0 = b"\x01\0\0\0\0\0\0\0"  # struct linger {on, 0 s}: close sends a rese
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What was allowed: to whom, where to, by which rule. ``principal`` where a job token proved one."""
+    """What was allowed: to whom, where to, by which rule. ``principal`` where a job token proved one.
+
+    ``to`` is the place as it is logged.
+    """
 
     asker: Asker
     way: Way
     place: Place
     decision: Decision
     principal: Principal | None = None
+    to: str = ""
 
 
 class Tunnel:

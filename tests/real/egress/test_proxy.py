@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
+import http.server
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
+from edged.config import parse
+from edged.egress import job_environment
+from edged.identity.words import JobId
 from services.egress.outcomes import Outcome
 from tests.support.egress import TOKEN, Running, echo, gate_running, server, settings
 from tests.support.waiting import until_async
@@ -327,3 +334,50 @@ async def test_own_listener_is_never_a_destination() -> None:
     async with gate_and_echo() as (gate, _):
         head, (reader, _) = await connect(gate, f"127.0.0.1:{gate.port}")
         assert head.startswith(b"HTTP/1.1 403 ") and b"this gate itself" in await reader.read()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("curl", "-sSf", "-m", "10", "URL/page"),
+        ("curl", "-sSf", "-m", "10", "--proxytunnel", "--proxy-anyauth", "URL/page"),
+        ("wget", "-q", "-T", "10", "-O-", "URL/page"),
+        ("git", "ls-remote", "URL/repo.git"),
+    ],
+    ids=" ".join,
+)
+async def test_real_clients_with_the_variables_of_a_job(argv: tuple[str, ...], tmp_path: Path) -> None:
+    """What a job's environment says is enough, also for those who wait to be asked for the token (407)."""
+    (tmp_path / "page").write_text("a page")
+    for command in (["init", "-q", "--bare", "repo.git"], ["-C", "repo.git", "update-server-info"]):
+        await (await asyncio.create_subprocess_exec("git", *command, cwd=tmp_path)).wait()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    origin_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=origin_server.serve_forever)
+    thread.start()
+    source = [{"name": "nodes", "networks": ["127.0.0.0/8"], "require_token": True}]
+    try:
+        async with gate_running(settings({**ANYWHERE, "source": source})) as gate:
+            gate.voucher.job("job-9")
+            told = {
+                "egress": {"listen": [f"127.0.0.1:{gate.port}"]},
+                "site": {"name": "TEST"},
+            }
+            variables = job_environment(parse(told), JobId("job-9"), TOKEN, "127.0.0.1")
+            without = {name: value for name, value in variables.items() if name.lower() != "no_proxy"}
+            url = f"http://127.0.0.1:{origin_server.server_port}"
+            process = await asyncio.create_subprocess_exec(
+                *(word.replace("URL", url) for word in argv),
+                env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **without},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            said, _ = await asyncio.wait_for(process.communicate(), 30)
+            assert process.returncode == 0, said
+            await until_async(lambda: _none_open(gate), "tunnels closed", 5)
+            counted = [figures for figures in gate.accounts.take() if figures.connections]
+            assert {figures.key.job for figures in counted} == {"job-9"}
+    finally:
+        await asyncio.to_thread(origin_server.shutdown)
+        origin_server.server_close()
+        thread.join()
