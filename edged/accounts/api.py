@@ -7,6 +7,8 @@ normalised). ``SESSIONS`` is the pseudo-export of job session directories; its p
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -54,10 +56,21 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(slots=True)
 class OpenFile:
-    """A file descriptor that now belongs to the caller, who closes it."""
+    """An open file that now belongs to the caller, who closes it.
+
+    ``fd`` is -1 for a file of another machine (a session directory behind SSH): ``read`` serves both.
+    """
 
     fd: int
     entry: Entry
+
+    async def read(self, count: int, offset: int) -> bytes:
+        """At most ``count`` bytes from ``offset``; empty at the end."""
+        return await asyncio.to_thread(os.pread, self.fd, count, offset)
+
+    def close(self) -> None:
+        """Give it up."""
+        os.close(self.fd)
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ from services.jobs.follower import Follower, Look
 from services.jobs.model import IN_BATCH, Description, Job, State, Step, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
-from services.jobs.sessions import Sessions
+from services.jobs.sessions import RoutedSessions, Sessions
 
 log = get_logger("edged.jobs")
 
@@ -54,6 +54,7 @@ class Engine:
         identity: Verdicts,
         *,
         sessions: Sessions,
+        sessions_of: Mapping[str, Sessions] | None = None,
         batches: Mapping[str, BatchSystem],
         files_of: Callable[[Job, bytes, Description, Submission], Awaitable[Files]],
     ) -> None:
@@ -62,7 +63,7 @@ class Engine:
         self.config = config.jobs
         self.registry = Registry(store, self.config.limits_by, self.config.max_jobs)
         self.credentials = Credentials(store)
-        self.sessions = sessions
+        self.sessions = RoutedSessions(self._batch_of, sessions, sessions_of) if sessions_of else sessions
         self.batches = batches
         self.drained: frozenset[str] = frozenset()
         self._site = config
@@ -83,6 +84,10 @@ class Engine:
             for name, batch in batches.items()
         }
         self._tasks: Background | None = None
+
+    def _batch_of(self, job: JobId) -> str:
+        known = self.registry.get(job)
+        return known.batch if known is not None else ""
 
     # -- life ---------------------------------------------------------------------------------------
 

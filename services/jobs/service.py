@@ -16,9 +16,10 @@ from edged.identity.client import IdentityClient
 from edged.identity.words import ServiceName
 from edged.lifecycle import Service
 from edged.services import Context
+from edged.sshca import Credentials
 from edged.tls import ServerTls
 from services.jobs import journal
-from services.jobs.batch.protocol import ENTRY_POINTS, BatchSystem, Driver
+from services.jobs.batch.protocol import ENTRY_POINTS, Driver, Reached, Reaching, Surroundings
 from services.jobs.doors.arc.door import ArcDoor
 from services.jobs.doors.interlink import wiring as interlink
 from services.jobs.doors.native import NativeDoor
@@ -35,12 +36,14 @@ def build(config: Config, context: Context) -> list[Service]:
         return []
     identity = IdentityClient(config, NAME)
     accounts = AccountClient.of(config)
+    reached = batch_systems(config.jobs, accounts.batch, identity)
     engine = Engine(
         config,
         journal.open_store(config),
         identity,
         sessions=LocalSessions(accounts.files),
-        batches=batch_systems(config.jobs, accounts.batch),
+        sessions_of={name: one.sessions for name, one in reached.items() if one.sessions is not None},
+        batches={name: one.system for name, one in reached.items()},
         files_of=Payloads(config, config.jobs, identity).files,
     )
     door = NativeDoor(config, engine)
@@ -54,7 +57,8 @@ def build(config: Config, context: Context) -> list[Service]:
         inherited=context.inherited.get(NAME),
         stop_deadline_s=config.runtime.stop_deadline_s,
     )
-    return [identity, accounts, engine, *pods.services, server]
+    elsewhere = [one.service for one in reached.values() if one.service is not None]
+    return [identity, accounts, *elsewhere, engine, *pods.services, server]
 
 
 def _handler(
@@ -67,13 +71,29 @@ def _handler(
     return Mounts({**doors, "/": api.handle}).handle if doors else api.handle
 
 
-def batch_systems(jobs: Jobs, accounts: Batch) -> Mapping[str, BatchSystem]:
+def batch_systems(jobs: Jobs, accounts: Batch, credentials: Credentials) -> Mapping[str, Reached]:
     """The batch systems the queues name. Raises ConfigError for a driver that is not installed."""
     points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    found: dict[str, BatchSystem] = {}
-    for name in {jobs.batch, *(queue.batch for queue in jobs.queues if queue.batch)}:
-        if name not in points:
-            raise ConfigError([f"jobs.batch: no driver {name!r}; installed are {', '.join(sorted(points))}"])
-        driver: Driver = points[name].load()
-        found[name] = driver.create(jobs, accounts)
+    clusters = {cluster.name: cluster for cluster in jobs.clusters}
+    found: dict[str, Reached] = {}
+
+    def driver(kind: str) -> Driver | Reaching:
+        if kind not in points:
+            raise ConfigError([f"jobs.batch: no driver {kind!r}; installed are {', '.join(sorted(points))}"])
+        loaded: Driver | Reaching = points[kind].load()
+        return loaded
+
+    # those that lend their sessions to others come first
+    for cluster in sorted(clusters.values(), key=lambda one: getattr(one, "sessions_by", None) is not None):
+        loaded = driver(cluster.kind)
+        if not isinstance(loaded, Reaching):
+            raise ConfigError(
+                [f"jobs.cluster {cluster.name}.kind: {cluster.kind!r} needs no [[jobs.cluster]]"]
+            )
+        found[cluster.name] = loaded.reach(Surroundings(jobs, cluster, accounts, credentials, dict(found)))
+    for name in {jobs.batch, *(queue.batch for queue in jobs.queues if queue.batch)} - set(clusters):
+        loaded = driver(name)
+        if isinstance(loaded, Reaching):
+            raise ConfigError([f"jobs.batch: {name!r} needs a [[jobs.cluster]] of that kind; name that one"])
+        found[name] = Reached(loaded.create(jobs, accounts))
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -148,6 +148,57 @@ class LocalSessions:
         """Remove the whole directory; nothing left is no error."""
         with contextlib.suppress(NotFound):
             await self._files.remove(grant, place(job), recursive=True)
+
+
+class RoutedSessions:
+    """Each job's directory where its batch system has it: mounted here, or behind SSH."""
+
+    def __init__(
+        self, batch_of: Callable[[JobId], str], local: Sessions, elsewhere: Mapping[str, Sessions]
+    ) -> None:
+        self._batch_of = batch_of
+        self._local = local
+        self._elsewhere = elsewhere
+
+    def of(self, job: JobId) -> Sessions:
+        """The sessions of the job's batch system."""
+        return self._elsewhere.get(self._batch_of(job), self._local)
+
+    async def create(self, grant: bytes, job: JobId, files: Mapping[str, tuple[bytes, int]]) -> None:
+        await self.of(job).create(grant, job, files)
+
+    async def put(
+        self,
+        grant: bytes,
+        job: JobId,
+        name: str,
+        content: AsyncIterator[bytes],
+        limit: int,
+        *,
+        mode: int = 0,
+    ) -> Entry:
+        return await self.of(job).put(grant, job, name, content, limit, mode=mode)
+
+    async def open(self, grant: bytes, job: JobId, name: str) -> OpenFile:
+        return await self.of(job).open(grant, job, name)
+
+    async def list(self, grant: bytes, job: JobId, name: str = "") -> list[Entry]:
+        return await self.of(job).list(grant, job, name)
+
+    async def open_own(self, grant: bytes, job: JobId, name: str) -> OpenFile:
+        return await self.of(job).open_own(grant, job, name)
+
+    async def delete(self, grant: bytes, job: JobId, name: str) -> None:
+        await self.of(job).delete(grant, job, name)
+
+    async def reopen(self, grant: bytes, job: JobId) -> None:
+        await self.of(job).reopen(grant, job)
+
+    async def drop(self, grant: bytes, job: JobId, name: str) -> None:
+        await self.of(job).drop(grant, job, name)
+
+    async def remove(self, grant: bytes, job: JobId) -> None:
+        await self.of(job).remove(grant, job)
 
 
 def place(job: JobId, name: str = "") -> Place:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -27,7 +27,11 @@ from edged.errors import EdgeError
 
 if TYPE_CHECKING:
     from edged.accounts.api import Batch, BatchVerb
+    from edged.config.batch import Cluster
     from edged.config.jobs import Jobs
+    from edged.lifecycle import Service
+    from edged.sshca import Credentials
+    from services.jobs.sessions import Sessions
 
 NAME_PREFIX = "edged-"
 
@@ -306,6 +310,42 @@ class Driver(Protocol):
 
     def create(self, config: Jobs, accounts: Batch) -> BatchSystem:
         """A batch system that does its work through ``accounts``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a driver of a [[jobs.cluster]] is given. ``reached``: the clusters made before it, by name."""
+
+    config: Jobs
+    cluster: Cluster
+    accounts: Batch
+    credentials: Credentials
+    reached: Mapping[str, Reached]
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A batch system that lies elsewhere.
+
+    ``sessions``: how its session directories are reached, None when they are mounted here. ``service``: what
+    must run for it to work (connections), started before the engine; None when there is nothing.
+    """
+
+    system: BatchSystem
+    sessions: Sessions | None = None
+    service: Service | None = None
+
+
+@runtime_checkable
+class Reaching(Protocol):
+    """What an entry point names whose batch systems are configured by [[jobs.cluster]]."""
+
+    name: str
+    verbs: tuple[type[BatchVerb], ...]
+
+    def reach(self, site: Surroundings) -> Reached:
+        """The batch system that ``site.cluster`` describes. Raises ConfigError."""
         ...
 
 

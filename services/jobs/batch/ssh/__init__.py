@@ -1,0 +1,1 @@
+"""Slurm behind a login node: clients by SSH, session directories by SFTP."""
