@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import deque
 
-# With 32 KiB socket buffer fragments, 64 slots already hold 2 MiB: larger pipes gained nothing
-# measurable and would reach pipe-user-pages-soft (16384 pages an unprivileged user) four times sooner.
-PIPE_BYTES = 256 * 1024
+# A pipe of 1 MiB takes a quarter less CPU per byte than one of 256 KiB (tests/bench/egress_proxy.py).
+# An unprivileged user has pipe-user-pages-soft = 16384 pages, 64 MiB, for all pipes together: so some
+# are large, the others keep the kernel's default of 64 KiB, and none falls to the two pages that are
+# left to those above that limit.
+LARGE_BYTES = 1 << 20
+MOST_LARGE = 48
 
 
 class Pipe:
     """Both ends, and how many bytes are between them."""
 
-    __slots__ = ("held", "read_fd", "write_fd")
+    __slots__ = ("held", "large", "read_fd", "write_fd")
 
-    def __init__(self) -> None:
+    def __init__(self, *, large: bool) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held = 0
-        try:
-            fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        except OSError:  # over the user's soft limit: the kernel's default size works too, slower
-            return
+        self.large = large
+        if large:
+            try:
+                fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, LARGE_BYTES)
+            except OSError:  # other programs of this user hold pipes too: a small one is as right
+                return
 
     def close(self) -> None:
         os.close(self.read_fd)
@@ -29,11 +35,12 @@ class Pipe:
 
 
 class Pipes:
-    """At most ``limit`` pipes; an empty one goes back to be used again."""
+    """At most ``limit`` pipes; an empty one goes back to be used again, large ones first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._free: list[Pipe] = []
+        self._free: deque[Pipe] = deque()
+        self._large = 0
         self.made = 0
 
     def take(self) -> Pipe | None:
@@ -42,24 +49,30 @@ class Pipes:
             return self._free.pop()
         if self.made >= self._limit:
             return None
+        large = self._large < MOST_LARGE
         try:
-            pipe = Pipe()
+            pipe = Pipe(large=large)
         except OSError:  # no descriptors left
             return None
         self.made += 1
+        self._large += large
         return pipe
 
     def give(self, pipe: Pipe) -> None:
         """Return a pipe; one with bytes left in it is thrown away, never handed to a stranger."""
         if pipe.held:
-            pipe.close()
-            self.made -= 1
-        else:
+            self._drop(pipe)
+        elif pipe.large:
             self._free.append(pipe)
+        else:
+            self._free.appendleft(pipe)
 
     def close(self) -> None:
         """Close the free ones."""
-        for pipe in self._free:
-            pipe.close()
-        self.made -= len(self._free)
-        self._free.clear()
+        while self._free:
+            self._drop(self._free.pop())
+
+    def _drop(self, pipe: Pipe) -> None:
+        pipe.close()
+        self.made -= 1
+        self._large -= pipe.large
