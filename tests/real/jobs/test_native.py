@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -268,3 +272,56 @@ async def test_tokens_are_never_logged(local_site: Site) -> None:
         with pytest.raises(EdgeError):
             await api.call("GET", f"/v1/jobs/{token[:64]}")
     assert token.rpartition(".")[2] not in local_site.log()
+
+
+async def test_a_job_outlives_its_token(local_site: Site) -> None:
+    now = int(time.time())
+    brief = local_site.token(iat=now - 10, nbf=now - 10, exp=now + 3)
+    async with local_site.api(token=brief) as api:
+        job = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nsleep 4; echo done\n"})
+    async with local_site.api() as later:
+        assert (await ended(later, job["id"]))["state"] == "FINISHED"
+        assert await output(later, job["id"]) == "done\n"
+    async with local_site.api(token=brief) as api:
+        with pytest.raises(Unauthenticated):
+            await api.call("GET", "/v1/jobs")
+
+
+async def test_the_command_line_submits_waits_and_fetches(local_site: Site, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(local_site.token())
+    environment = {
+        **os.environ,
+        "BEARER_TOKEN_FILE": str(token),
+        "EDGED_URL": local_site.url("jobs"),
+        "EDGED_CA": str(local_site.issuer.ca.file),
+    }
+    data = tmp_path / "data.txt"
+    data.write_text("42\n")
+
+    async def edged(*argv: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edged",
+            "job",
+            *argv,
+            env=environment,
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        return process.returncode or 0, out.decode()
+
+    code, _ = await edged("submit", "--wait", "--input", str(data), "--", "/bin/cp", "data.txt", "copy.txt")
+    assert code == 0
+    code, listed = await edged("--json", "list", "--limit", "1")
+    job = json.loads(listed)["jobs"][0]["id"]
+    assert code == 0
+    assert await edged("get", job, "copy.txt", "--to", "got") == (0, "copy.txt\n")
+    assert (tmp_path / "got" / "copy.txt").read_text() == "42\n"
+    code, shown = await edged("show", job)
+    assert "FINISHED" in shown
+    assert (await edged("submit", "--wait", "false"))[0] == 1
+    assert (await edged("clean", job))[0] == 0
+    assert (await edged("show", job))[0] == 1
