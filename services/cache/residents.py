@@ -42,8 +42,8 @@ class Resident:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory."""
-        return _OVERHEAD + (self.size if self.body is not None else 0)
+        """Bytes of memory that count; open files are bounded by their number."""
+        return _OVERHEAD + self.size if self.body is not None else 0
 
 
 @dataclass(slots=True, eq=False)

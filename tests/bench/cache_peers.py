@@ -150,7 +150,8 @@ class Bench:
             f"error_log {directory}/error.log;\n"
             "events { worker_connections 8192; }\n"
             f"http {{ access_log {directory}/access.log; sendfile on; keepalive_requests 1000000;\n"
-            f"server {{ listen 127.0.0.1:{self.origin_port} backlog=4096; root {self.root}/www; add_header Cache-Control max-age=259200; etag off; }} }}\n"
+            f"server {{ listen 127.0.0.1:{self.origin_port} backlog=4096; root {self.root}/www;\n"
+            "add_header Cache-Control max-age=259200; etag off; } }\n"
         )
         return self._ready(Peer("origin", self.origin_port, [self.spawn(["nginx", "-c", config], pin=False)]))
 

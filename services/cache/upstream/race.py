@@ -75,6 +75,8 @@ class Race:
         while self._left or running:
             if self._left:
                 origin = self._left.pop(0)
+                if not self._left and not running:
+                    return await self._alone(origin, path, headers)
                 origin.figures.raced += bool(running)
                 running[asyncio.ensure_future(origin.get(path, headers))] = origin
             patience_s = self._limits.slow_s if self._left else None
@@ -85,6 +87,19 @@ class Race:
                     return origin, reply
         return None
 
+    async def _alone(self, origin: Origin, path: bytes, headers: bytes) -> tuple[Origin, Reply] | None:
+        """The last one: nobody to race it with, so no task of its own."""
+        try:
+            reply = await origin.get(path, headers)
+        except asyncio.CancelledError:
+            origin.failed("no answer in time")
+            raise
+        except EdgeError as error:
+            origin.failed(str(error))
+            self.errors.append(error)
+            return None
+        return (origin, reply) if self._good(origin, reply) else None
+
     def _taken(self, origin: Origin, task: asyncio.Task[Reply]) -> Reply | None:
         try:
             reply = task.result()
@@ -92,14 +107,17 @@ class Race:
             origin.failed(str(error))
             self.errors.append(error)
             return None
+        return reply if self._good(origin, reply) else None
+
+    def _good(self, origin: Origin, reply: Reply) -> bool:
         problem = self._judge(reply)
         if problem is None:
-            return reply
+            return True
         reply.close()
         if not isinstance(problem, NotFound):
             origin.failed(str(problem))
         self.errors.append(problem)
-        return None
+        return False
 
 
 def _drop(task: asyncio.Task[Reply]) -> None:

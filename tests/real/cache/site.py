@@ -14,7 +14,7 @@ from edged.services import Context
 from services.cache.service import CacheService, build
 from tests.support.stratum import DATA, REPOSITORY, Stratum
 
-FAST = {"connect_s": 1.0, "slow_s": 0.3, "answer_s": 2.0, "stall_s": 0.5}
+FAST = {"connect_s": 1.0, "slow_s": 0.3, "answer_s": 4.0, "stall_s": 0.5}
 
 
 @dataclass(slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.cache import ranges
 from services.cache.cvmfs import ranks
+from services.cache.files import open_file
 from services.cache.residents import Hot, Resident, Residents
 from services.cache.traffic import Traffic
 from services.cache.upstream.breaker import Breaker
@@ -80,6 +83,15 @@ def test_the_hot_set_keeps_its_bound_and_what_is_used() -> None:
     assert hot.get("1") is None
     assert not hot.by_line
     assert hot.bytes <= 5 * 1124
+
+
+def test_open_files_are_bounded_by_number_not_by_memory(tmp_path: Path) -> None:
+    hot = Residents(memory=0, files=3)
+    (tmp_path / "f").write_bytes(b"x")
+    for number in range(5):
+        file = open_file(tmp_path / "f")
+        hot.add(Resident(str(number), b"", 1, 0.0, float("inf"), file=file))
+    assert (len(hot), hot.open_files) == (3, 3)
 
 
 def test_one_larger_than_everything_does_not_stay() -> None:
