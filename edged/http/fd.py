@@ -1,14 +1,13 @@
-"""Answering with bytes of an open file: whole or one range, read off the loop."""
+"""Answering with bytes of an open file, here or behind SSH: whole or one range, read off the loop."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
 from typing import NamedTuple
 
 from aiohttp import web
 
+from edged.accounts.api import OpenFile
 from edged.errors import RangeNotSatisfiable
 
 BLOCK = 256 * 1024
@@ -40,9 +39,10 @@ def requested(header: str | None, size: int) -> Span | None:
 
 
 async def send(
-    request: web.BaseRequest, fd: int, size: int, *, media: str = "application/octet-stream"
+    request: web.BaseRequest, opened: OpenFile, *, media: str = "application/octet-stream"
 ) -> web.StreamResponse:
-    """Send the file or the range asked for, and close ``fd``; a file that shrinks cuts the connection."""
+    """Send the file or the range asked for, and close it; a file that shrinks cuts the connection."""
+    size = opened.entry.size
     try:
         span = requested(request.headers.get("Range"), size)
         response = web.StreamResponse(status=206 if span else 200)
@@ -55,16 +55,16 @@ async def send(
         response.content_length = stop - start
         await response.prepare(request)
         if request.method != "HEAD":
-            await _copy(response, fd, start, stop)
+            await _copy(response, opened, start, stop)
         await response.write_eof()
         return response
     finally:
-        os.close(fd)
+        opened.close()
 
 
-async def _copy(response: web.StreamResponse, fd: int, start: int, stop: int) -> None:
+async def _copy(response: web.StreamResponse, opened: OpenFile, start: int, stop: int) -> None:
     while start < stop:
-        block = await asyncio.to_thread(os.pread, fd, min(BLOCK, stop - start), start)
+        block = await opened.read(min(BLOCK, stop - start), start)
         if not block:
             raise ConnectionResetError("the file became shorter while it was sent")
         await response.write(block)

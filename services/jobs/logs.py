@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import Annotated, Literal
 
 import msgspec
@@ -51,13 +49,13 @@ async def send_log(
             if opened is None:
                 opened = await _open(engine, job, name)
             if opened is not None:
-                position = await _send_from(response, opened.fd, position)
+                position = await _send_from(response, opened, position)
             if over:
                 break
             await engine.wait(job, job.changed_at, FOLLOW_S)
     finally:
         if opened is not None:
-            os.close(opened.fd)
+            opened.close()
     await response.write_eof()
     return response
 
@@ -74,7 +72,7 @@ async def _open(engine: Engine, job: Job, name: str) -> OpenFile | None:
 async def _send_tail(response: web.StreamResponse, opened: OpenFile, query: LogRequest) -> int:
     size = opened.entry.size
     start = max(0, size - query.bytes)
-    data = await asyncio.to_thread(os.pread, opened.fd, size - start, start)
+    data = await opened.read(size - start, start)
     await response.write(last_lines(data, query.lines))
     return start + len(data)
 
@@ -91,8 +89,8 @@ def last_lines(data: bytes, lines: int) -> bytes:
     return data[position + 1 :]
 
 
-async def _send_from(response: web.StreamResponse, fd: int, position: int) -> int:
-    while block := await asyncio.to_thread(os.pread, fd, BLOCK, position):
+async def _send_from(response: web.StreamResponse, opened: OpenFile, position: int) -> int:
+    while block := await opened.read(BLOCK, position):
         await response.write(block)
         position += len(block)
     return position

@@ -237,7 +237,7 @@ class NativeDoor:
         job = self._job(call)
         grant = self._engine.registry.grant(job.id)
         opened = await self._engine.sessions.open(grant, job.id, call.path["name"])
-        return await fd.send(call.request, opened.fd, opened.entry.size)
+        return await fd.send(call.request, opened)
 
     async def log(self, call: Call) -> web.StreamResponse:
         return await send_log(call.request, self._engine, self._job(call), call.query)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -108,9 +106,9 @@ class Diagnose:
             return ""
         try:
             start = max(0, opened.entry.size - TAIL)
-            return (await asyncio.to_thread(os.pread, opened.fd, TAIL, start)).decode("utf-8", "replace")
+            return (await opened.read(TAIL, start)).decode("utf-8", "replace")
         finally:
-            os.close(opened.fd)
+            opened.close()
 
     async def _description(self, _call: Exchange, job: Job) -> str:
         text = (await self._source(job))[0]

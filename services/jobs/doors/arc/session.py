@@ -6,8 +6,6 @@ sees. edged's own files are never shown.
 
 from __future__ import annotations
 
-import asyncio
-import os
 from email.utils import formatdate
 from urllib.parse import quote
 
@@ -46,7 +44,7 @@ class SessionDirectory:
             except (BadRequest, Conflict, Unsupported):  # a directory
                 pass
             else:
-                return await fd.send(call.request, opened.fd, opened.entry.size)
+                return await fd.send(call.request, opened)
         return _listing(await self._entries(job, path), call.format)
 
     async def _open(self, job: Job, path: str) -> OpenFile:
@@ -88,12 +86,12 @@ class SessionDirectory:
         try:
             position = 0
             async for block in call.request.content.iter_any():
-                if await asyncio.to_thread(os.pread, opened.fd, len(block), position) != block:
+                if await opened.read(len(block), position) != block:
                     return False
                 position += len(block)
             return position == opened.entry.size
         finally:
-            os.close(opened.fd)
+            opened.close()
 
     async def delete(self, call: Exchange) -> web.StreamResponse:
         job, path = self._job(call), segments(call.path)

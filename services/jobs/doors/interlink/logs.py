@@ -6,9 +6,7 @@ second. From it come Since* and Timestamps, to a second, at no cost for the cont
 
 from __future__ import annotations
 
-import asyncio
 import bisect
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -106,7 +104,7 @@ class LogReader:
             return await self._answer(request, since)
         finally:
             if self._file is not None:
-                os.close(self._file.fd)
+                self._file.close()
 
     async def _answer(self, request: web.BaseRequest, since: float | None) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Cache-Control": "no-store"})
@@ -132,9 +130,9 @@ class LogReader:
         if opened is None:
             return Times()
         try:
-            return Times(await asyncio.to_thread(os.pread, opened.fd, TIMES_BYTES, 0))
+            return Times(await opened.read(TIMES_BYTES, 0))
         finally:
-            os.close(opened.fd)
+            opened.close()
 
     async def _first(self, response: web.StreamResponse, opened: OpenFile, since: float | None) -> None:
         """What is there already: from ``since`` on, of that the last ``Tail`` lines."""
@@ -144,7 +142,7 @@ class LogReader:
             start = size if found is None else min(found, size)
         if self._options.tail:
             window = max(start, size - TAIL_BYTES)
-            data = await asyncio.to_thread(_read, opened.fd, window, size - window)
+            data = await _read(opened, window, size - window)
             start = window + len(data) - len(last_lines(data, self._options.tail))
         self._position = start
         await self._copy(response, opened, last=not self._options.follow)
@@ -153,7 +151,7 @@ class LogReader:
         """Everything from where we are to the end of the file."""
         times = await self._times() if self._options.timestamps else None
         while self._left != 0:
-            block = await asyncio.to_thread(os.pread, opened.fd, BLOCK, self._position)
+            block = await opened.read(BLOCK, self._position)
             if not block:
                 break
             if times is None:
@@ -197,10 +195,10 @@ class LogReader:
             await self._engine.wait(self._job, self._job.changed_at, FOLLOW_S)
 
 
-def _read(fd: int, start: int, size: int) -> bytes:
+async def _read(opened: OpenFile, start: int, size: int) -> bytes:
     """``size`` bytes, or what is there."""
     parts: list[bytes] = []
-    while size > 0 and (block := os.pread(fd, min(size, 1 << 20), start)):
+    while size > 0 and (block := await opened.read(min(size, 1 << 20), start)):
         parts.append(block)
         start, size = start + len(block), size - len(block)
     return b"".join(parts)

@@ -7,7 +7,6 @@ runs; several containers are looked at again while somebody asks, seldom when no
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 
 import msgspec
@@ -143,9 +142,9 @@ class Records:
     async def _read(self, job: Job) -> PodRecord:
         opened = await self._engine.sessions.open(self._engine.registry.grant(job.id), job.id, FILE)
         try:
-            content = await asyncio.to_thread(os.pread, opened.fd, LIMIT, 0)
+            content = await opened.read(LIMIT, 0)
         finally:
-            os.close(opened.fd)
+            opened.close()
         try:
             return self._decode(content)
         except (msgspec.MsgspecError, RecursionError) as error:
