@@ -14,7 +14,7 @@ from tests.support import stratum as faults
 from tests.support.stratum import DATA, REPOSITORY, Say, Stratum
 
 MANIFEST, WHITELIST = ".cvmfspublished", ".cvmfswhitelist"
-NOW_AND_AGAIN = 0.001  # fresh_s so short that every request asks the stratum
+NOW_AND_AGAIN = 1e-6  # fresh_s so short that every request asks the stratum
 
 
 def document(revision: str, name: str) -> bytes:
