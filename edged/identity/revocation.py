@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidSignature
 from edged.errors import Unauthenticated, Unavailable
 from edged.identity.proxies import oneline, policy_of
 
-LOOK_AGAIN_S = 30.0
+LOOK_AGAIN_S = 5.0
 MAX_CRL = 64 << 20
 
 Rule = Literal["if-present", "required", "off"]

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 sys.path.append("/usr/lib/python3/dist-packages")  # the arc bindings, which are no PyPI package
@@ -27,8 +28,7 @@ true
 
 def main(host: str, port: str, version: str, directory: str, proxy: str = "") -> None:
     script = os.path.join(directory, "run.sh")
-    with open(script, "w") as file:
-        file.write(SCRIPT)
+    Path(script).write_text(SCRIPT)
     client = ARCRest.getClient(
         host=host, port=int(port), version=version, proxypath=proxy or None, token=os.environ.get("TOKEN")
     )
@@ -40,13 +40,13 @@ def main(host: str, port: str, version: str, directory: str, proxy: str = "") ->
         time.sleep(0.2)
     infos = [one.value for one in client.getJobsInfo(jobs)]
     errors = client.downloadJobFiles(
-        directory, jobs, diagnoseFiles=dict.fromkeys(jobs, ["errors", "description"])
+        directory, jobs, diagnoseFiles={job: ["errors", "description"] for job in jobs}
     )
     seen: dict[str, Any] = {
         "states": [one["state"] for one in infos],
         "exits": [one["ExitCode"] for one in infos],
-        "outputs": [open(os.path.join(directory, job, "out")).read() for job in jobs],
-        "deep": [open(os.path.join(directory, job, "sub", "deep")).read() for job in jobs],
+        "outputs": [Path(directory, job, "out").read_text() for job in jobs],
+        "deep": [Path(directory, job, "sub", "deep").read_text() for job in jobs],
         "files": sorted(os.listdir(os.path.join(directory, jobs[0]))),
         "errors": [str(error) for one in errors for error in one],
         "listed": set(jobs) <= set(client.getJobsList()),
