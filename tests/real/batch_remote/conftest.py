@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.support.slurm_fixture import *  # noqa: F403

@@ -1,0 +1,123 @@
+"""Drivers of remote batch systems under test: a login node, a cluster section, and the life they need."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from edged.config.batch import SshCluster
+from edged.config.jobs import Jobs
+from services.jobs.batch.conformance import Subject
+from services.jobs.batch.protocol import Reached, Surroundings
+from services.jobs.batch.script import Files
+from services.jobs.batch.ssh.driver import DRIVER
+from tests.support.signing import Signing
+from tests.support.sshd import Sshd
+
+BASE: dict[str, Any] = {"partition": "cpu", "memory_per_node": 100 << 20, "walltime_s": 600}
+
+
+class NoAccounts:
+    """A remote driver asks nothing of this machine's accounts."""
+
+    async def perform(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("nothing is done as a local account")
+
+
+class Scratch:
+    """A directory of the far side with one sessions directory per account."""
+
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="edged-scratch-"))
+        self.root.chmod(0o755)
+
+    @property
+    def template(self) -> str:
+        return f"{self.root}/{{account}}/edged"
+
+    def account(self, name: str) -> Path:
+        """The sessions directory of ``name``, made as the site would."""
+        entry = pwd.getpwnam(name)
+        home = self.root / name
+        home.mkdir(exist_ok=True)
+        os.chown(home, entry.pw_uid, entry.pw_gid)
+        return home / "edged"
+
+    def put(self, account: str, job: str, files: Files) -> None:
+        """Write a session's files as the account."""
+        entry = pwd.getpwnam(account)
+        session = self.account(account) / job
+        for name, (content, mode) in files.items():
+            file = session / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            file.chmod(mode)
+        for path in (session.parent, session, *session.rglob("*")):
+            os.chown(path, entry.pw_uid, entry.pw_gid)
+
+    def read(self, account: str, job: str, name: str) -> bytes | None:
+        path = self.account(account) / job / name
+        return path.read_bytes() if path.exists() else None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def ssh_cluster(scratch: Scratch, *nodes: Sshd, **more: Any) -> SshCluster:
+    """[[jobs.cluster]] kind = "ssh" for these login nodes."""
+    settings: dict[str, Any] = {
+        "name": "far",
+        "kind": "ssh",
+        "login": [node.login for node in nodes],
+        "host_keys": [node.host_key for node in nodes],
+        "sessions": scratch.template,
+        "keepalive_s": 2.0,
+        **more,
+    }
+    return SshCluster(**settings)
+
+
+@asynccontextmanager
+async def reached(driver: Any, cluster: Any, signing: Signing, **config: Any) -> AsyncIterator[Reached]:
+    """The driver's batch system, alive."""
+    found: Reached = driver.reach(Surroundings(Jobs(**config), cluster, NoAccounts(), signing, {}))
+    async with asyncio.TaskGroup() as tasks:
+        if found.service is None:
+            yield found
+            return
+        async with found.service.running(tasks):
+            yield found
+
+
+@asynccontextmanager
+async def ssh_subject(
+    cluster: SshCluster, signing: Signing, account: str, scratch: Scratch, **known: Any
+) -> AsyncIterator[Subject]:
+    """The ssh driver as ``account``, for the published suite and for trouble."""
+    scratch.account(account)
+    config: Mapping[str, Any] = known.pop("config", {})
+    async with reached(DRIVER, cluster, signing, **config) as far:
+        yield RemoteSubject(
+            far,
+            system=far.system,
+            put=lambda job, files: scratch.put(account, job, files),
+            read=lambda job, name: scratch.read(account, job, name),
+            uid=pwd.getpwnam(account).pw_uid,
+            grant=signing.grant(account),
+            **{"base": BASE, "patience_s": 90.0, **known},
+        )
+
+
+class RemoteSubject(Subject):
+    """A subject that also knows how its batch system is reached."""
+
+    def __init__(self, far: Reached, **known: Any) -> None:
+        super().__init__(**known)
+        self.far = far
