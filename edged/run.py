@@ -35,7 +35,7 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
     services.known()  # imported before root is given up: the interpreter may be readable by root only
-    beside = start_privileged(config) if not only else Privileged()
+    beside = start_privileged(config, config_file) if not only else Privileged()
     status = 0
     try:
         uvloop.run(serve(config, config_file, only, inherited=inherited, worker=index, on_ready=on_ready))

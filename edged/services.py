@@ -17,7 +17,7 @@ from edged.lifecycle import Service
 from edged.state import Store
 
 # Who is asked first is started first: identity before those who need verdicts.
-ORDER = ("identity", "issuers", "identity-api", "jobs", "storage", "cache", "egress", "portal")
+ORDER = ("identity", "issuers", "identity-api", "jobs", "storage", "xrootd", "cache", "egress", "portal")
 
 
 @dataclass(frozen=True, slots=True)

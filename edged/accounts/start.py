@@ -16,9 +16,10 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -36,14 +37,23 @@ READY_S = 15.0
 STOP_S = 10.0
 
 
+class Stopping(Protocol):
+    """A process that we started and end."""
+
+    def stop(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Privileged:
     """What was started with privilege and keeps it, while this process gives it up."""
 
     accountd: Accountd | None = None
+    others: list[Stopping] = field(default_factory=list)
 
     def stop(self) -> None:
         """End it. May be called twice."""
+        while self.others:
+            self.others.pop().stop()
         if self.accountd is not None:
             self.accountd.stop()
             self.accountd = None
@@ -70,24 +80,28 @@ class Accountd:
             self.process.wait(STOP_S)
 
 
-def start_privileged(config: Config) -> Privileged:
+def start_privileged(config: Config, config_file: Path) -> Privileged:
     """Start what needs root, then become ``runtime.user``. Call before threads and before listening.
 
-    In self mode nothing is given up and nothing gained. Raises ConfigError.
+    In self mode nothing is given up and nothing gained. Services bring their own such processes by the
+    entry point group ``edged.privileged``: ``start(config, config_file)``. Raises ConfigError.
     """
     if config.jobs is None and config.storage is None:
         accountd = None
     else:
         _make_directories(config)
         accountd = start_accountd(config)
-    if config.accounts.mode == "accountd" and os.geteuid() == 0:
-        try:
+    beside = Privileged(accountd)
+    try:
+        for point in entry_points(group="edged.privileged"):
+            if (process := point.load()(config, config_file)) is not None:
+                beside.others.append(process)
+        if config.accounts.mode == "accountd" and os.geteuid() == 0:
             drop_root(config.runtime.user)
-        except BaseException:
-            if accountd is not None:
-                accountd.stop()
-            raise
-    return Privileged(accountd)
+    except BaseException:
+        beside.stop()
+        raise
+    return beside
 
 
 def start_accountd(config: Config) -> Accountd:

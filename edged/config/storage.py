@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from edged.config.base import AbsolutePath, AccountNameField, ByteSize, Count, Prefix, Seconds, Section, Word
 from edged.config.site import Front
+from edged.config.xrootd import Xrootd
 
 # What is never a partner's data server unless the site says so: this machine, private and special
 # networks (RFC 6890 registries), carrier-grade NAT, multicast and metadata services.
@@ -130,3 +131,4 @@ class Storage(Front):
         default="/.well-known/wlcg-storage-report", description="Path of the SRR; empty: none"
     )
     report_public: bool = Field(default=False, description="SRR without a token")
+    xrootd: Xrootd | None = Field(default=None, description="The same exports as root://")

@@ -28,7 +28,8 @@ from edged.identity.testissuer import ThrowAwayIssuer
 
 READY_S = 20.0
 STOP_S = 15.0
-ORDER = ("jobs", "storage", "cache", "egress", "portal")
+ORDER = ("jobs", "storage", "xrootd", "cache", "egress", "portal")
+PART_OF = {"xrootd": "storage"}  # shown with the section it belongs to; it tells itself when it is not installed
 
 Steps = Callable[[Demo], Awaitable[None]]
 
@@ -59,7 +60,7 @@ async def _walk(scratch: Path, *, keep: bool, batch: str) -> int:
             demo = Demo(scratch, config, listening, scene.ca_file, scene.token, click.echo, batch=batch)
             click.echo(f"edged demo: {config.site.name}, batch system {batch}, everything in {scratch}")
             for name, steps in _steps().items():
-                if getattr(config, name) is not None:
+                if getattr(config, PART_OF.get(name, name)) is not None:
                     await steps(demo)
             if keep:
                 await _stay(demo)

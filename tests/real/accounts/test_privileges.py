@@ -90,7 +90,7 @@ from tests.support.accounts import AccountStack
 loaded = config.load(Path(sys.argv[1]))
 stack = AccountStack(loaded)
 stack.publish_key()
-started = start_privileged(loaded)
+started = start_privileged(loaded, Path(sys.argv[1]))
 print("user", os.getresuid(), open("/proc/self/status").read().split("CapBnd:")[1].split()[0])
 try:
     os.setuid(0)

@@ -1,0 +1,53 @@
+"""Compiling the gate against the server that is installed here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from edged.errors import Unavailable
+
+SOURCE = Path(__file__).with_name("edged_gate.cc")
+HEADERS = (Path("/usr/include/xrootd"), Path(sysconfig.get_path("include")).parent / "xrootd")
+COMPILE_S = 180.0
+
+
+def compiler() -> str:
+    """The C++ compiler. Raises Unavailable."""
+    found = shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        raise Unavailable("no C++ compiler: install g++")
+    return found
+
+
+def headers() -> Path:
+    """The server's headers. Raises Unavailable."""
+    for place in HEADERS:
+        if (place / "XrdAcc" / "XrdAccAuthorize.hh").exists():
+            return place
+    raise Unavailable("no headers of the server: install libxrootd-server-dev (RPM: xrootd-server-devel)")
+
+
+def argv(target: Path) -> list[str]:
+    """The compiler's command. Raises Unavailable."""
+    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wl,-z,relro,-z,now"]
+    return [compiler(), *flags, f"-I{headers()}", "-o", str(target), str(SOURCE)]
+
+
+def build(target: Path) -> None:
+    """Make the gate at ``target``, replacing what is there. Raises Unavailable."""
+    partial = target.with_name(f".{target.name}.new")
+    command = argv(partial)
+    try:
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
+        if done.returncode != 0:
+            raise Unavailable("the gate does not compile", detail=done.stderr[-2000:])
+        partial.chmod(0o755)
+        partial.replace(target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable("the gate cannot be built", detail=str(error)) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""``edged xrootd``: what the servers are told, running one under systemd, and what clients are told."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from edged import config as configuration
+from edged.cli import CONFIG
+from edged.config import Config
+from edged.errors import BadRequest, ConfigError
+from services.storage.xrootd import building, installation, planning, render
+from services.storage.xrootd.installation import Installation
+from services.storage.xrootd.plan import Instance, Plan
+from services.storage.xrootd.servers import Prepared
+
+
+@click.group()
+def xrootd() -> None:
+    """The root:// view: the real xrootd, configured by edged."""
+
+
+@xrootd.command("render")
+@CONFIG
+@click.option(
+    "--to", "directory", type=click.Path(path_type=Path, file_okay=False), help="Write files below here."
+)
+def show(config_file: Path, directory: Path | None) -> None:
+    """Print every configuration that edged would write, or write copies below a directory to compare."""
+    config, plan, installed = _plan(config_file)
+    for label, why in plan.refused.items():
+        click.echo(f"{label}: not shown: {why}", err=True)
+    for instance in plan.instances:
+        report = f"127.0.0.1:{plan.settings.report_port}"
+        for name, content in render.files(config, plan, instance, installed, report=report).items():
+            if directory is None:
+                click.echo(f"#### {instance.directory}/{name}\n{content}")
+            else:
+                target = directory / instance.name / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(content)
+    sys.exit(1 if plan.refused else 0)
+
+
+@xrootd.command("list")
+@CONFIG
+def list_instances(config_file: Path) -> None:
+    """The instances: name, account, port, programs. Their units are edged-xrootd@NAME and edged-cmsd@NAME."""
+    _, plan, _ = _plan(config_file)
+    for one in plan.instances:
+        shown = ",".join(export.prefix for export in one.exports) or "-"
+        click.echo(f"{one.name}  {one.role}  {one.account}  {one.port}  {'+'.join(one.programs)}  {shown}")
+
+
+@xrootd.command("exec")
+@CONFIG
+@click.argument("name")
+@click.option("--cmsd", is_flag=True, help="The instance's cmsd instead of its xrootd.")
+def execute(config_file: Path, name: str, cmsd: bool) -> None:
+    """Become the server of instance NAME; for systemd, as the instance's account (or as root)."""
+    config, plan, installed = _plan(config_file)
+    instance = _instance(plan, name)
+    program = "cmsd" if cmsd else "xrootd"
+    if program not in instance.programs:
+        raise BadRequest(f"{name} needs no {program}")
+    prepared = Prepared(config, plan, instance, installed)
+    if not cmsd or not (instance.directory / render.CONFIG).exists():
+        prepared.write()  # the pair shares a directory: its xrootd writes it
+    argv = prepared.argv(program)
+    prepared.become_it(watched=False)
+    os.execvpe(argv[0], argv, prepared.environment())  # noqa: S606 - a fixed program, no shell
+
+
+@xrootd.command("client-config")
+@CONFIG
+@click.option("--shell", "form", flag_value="shell", default=True, help="Variables for a job's environment.")
+@click.option(
+    "--plugin", "form", flag_value="plugin", help="A file for the nodes' /etc/xrootd/client.plugins.d."
+)
+def client_config(config_file: Path, form: str) -> None:
+    """How nodes reach remote files: through the forwarding proxy of [storage.xrootd.proxy]."""
+    config = configuration.load(config_file)
+    plan = planning.of(config, multiuser=False)
+    if plan.settings.proxy is None:
+        raise ConfigError(["storage.xrootd.proxy: no such section"])
+    host = (config.egress.host if config.egress else "") or plan.host
+    proxy = f"{host}:{plan.settings.proxy.port}"
+    if form == "plugin":
+        click.echo("url = *\nlib = libXrdClProxyPlugin-5.so\nenable = true\n# and in the environment: "
+                   f"XROOT_PROXY=root://{proxy}//")  # fmt: skip
+        return
+    click.echo("export XRD_PLUGIN=libXrdClProxyPlugin-5.so")
+    click.echo(f"export XROOT_PROXY=root://{proxy}//")
+    click.echo(f"export XROOT_PROXY_EXCL_DOMAINS={host}")
+
+
+@xrootd.command("build")
+@CONFIG
+def build(config_file: Path) -> None:
+    """Compile edged's gate for the server installed here. Run it as root, and after upgrades of xrootd."""
+    config = configuration.load(config_file)
+    settings = config.storage.xrootd if config.storage else None
+    if settings is None:
+        raise ConfigError(["storage.xrootd: no such section"])
+    building.build(settings.gate)
+    version = ".".join(map(str, installation.ask_version(settings.bin / "xrootd")))
+    click.echo(f"{settings.gate}: built for xrootd {version}")
+
+
+def _plan(config_file: Path) -> tuple[Config, Plan, Installation]:
+    config = configuration.load(config_file)
+    plan, installed = planning.make(config)
+    return config, plan, installed
+
+
+def _instance(plan: Plan, name: str) -> Instance:
+    found = plan.named(name)
+    if found is None:
+        there = ", ".join(one.name for one in plan.instances) or "none"
+        raise BadRequest(f"no instance {name!r}; there are: {there}")
+    return found

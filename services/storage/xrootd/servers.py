@@ -1,0 +1,175 @@
+"""One server on the disk and as a process: its directory, its command, becoming its account."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import resource
+import shutil
+import signal
+from hashlib import sha256
+from pathlib import Path
+
+from edged import systemd
+from edged.accounts import local
+from edged.accounts.privileges import Account, become, die_with_parent
+from edged.config import Config
+from edged.errors import ConfigError
+from services.storage.xrootd import render
+from services.storage.xrootd.installation import Installation
+from services.storage.xrootd.plan import Instance, Plan, Role
+
+CLONE_NEWUSER = 0x10000000
+IDS_ONLY = "-all,+setuid,+setgid"
+STAND_IN = 1000  # what root is called in the user namespace of self mode: xrootd refuses to be uid 0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Prepared:
+    """Everything an instance needs, written down. ``stamp`` changes when any of it does."""
+
+    def __init__(self, config: Config, plan: Plan, instance: Instance, installed: Installation) -> None:
+        self.instance = instance
+        self.account = account_of(config, instance)
+        self._plan = plan
+        self._programs = installed.programs
+        report = f"127.0.0.1:{plan.settings.report_port}"
+        self._files = render.files(config, plan, instance, installed, report=report)
+        self._tls = tls_files(config) if instance.role is not Role.PROXY else None
+        parts = [*self._files.values(), repr(self._secrets()), repr(_stamp(installed.gate)), installed.shown]
+        self.stamp = sha256("\0".join(parts).encode()).hexdigest()
+
+    def write(self) -> None:
+        """Make the directory. Only ``admin`` and the key are the account's: the rest it may not change."""
+        directory = self.instance.directory
+        directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o755, exist_ok=True)
+        admin = directory / render.ADMIN
+        shutil.rmtree(admin, ignore_errors=True)
+        admin.mkdir(mode=0o700)
+        self._give(admin)
+        for name, content in self._files.items():
+            _replace(directory / name, content.encode(), 0o644)
+        if self._tls is not None:
+            certificate, key = self._tls
+            _replace(directory / render.CERTIFICATE, certificate.read_bytes(), 0o644)
+            _replace(directory / render.KEY, key.read_bytes(), 0o400, self._give)
+        tree = directory / render.TREE
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir(mode=0o755)
+        for name, root in render.links(self.instance).items():
+            link = tree / name
+            link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            link.symlink_to(root)
+
+    def argv(self, program: str) -> list[str]:
+        """The command of ``xrootd`` or ``cmsd``."""
+        config = self.instance.directory / render.CONFIG
+        return [
+            *self._keeping_ids(),
+            str(self._programs / program),
+            "-n",
+            self.instance.name,
+            "-c",
+            str(config),
+        ]
+
+    def _keeping_ids(self) -> tuple[str, ...]:
+        """The multiuser plugin becomes accounts: it keeps CAP_SETUID and CAP_SETGID and nothing else."""
+        if self.instance.role is not Role.MULTIUSER or os.geteuid() != 0 or self.account.uid == 0:
+            return ()
+        sets = (f"--{kind}={IDS_ONLY}" for kind in ("inh-caps", "ambient-caps", "bounding-set"))
+        ids = (f"--reuid={self.account.uid}", f"--regid={self.account.gid}", "--init-groups")
+        return ("setpriv", *ids, *sets, "--no-new-privs", "--pdeathsig=TERM")
+
+    def environment(self) -> dict[str, str]:
+        """All that it finds in its environment. The proxy keeps its own credentials, where the site gives any."""
+        found = {
+            "PATH": "/usr/bin:/bin",
+            "LC_ALL": "C",
+            "HOME": "/nonexistent",
+            "XDG_CACHE_HOME": str(self._plan.keys),
+        }
+        if self.instance.role is Role.PROXY:
+            passed = ("X509_CERT_DIR", "BEARER_TOKEN_FILE", "XRD_CONNECTIONWINDOW", "XRD_CONNECTIONRETRY")
+            found |= {name: os.environ[name] for name in passed if name in os.environ}
+        return found
+
+    def become_it(self, *, watched: bool = True) -> None:
+        """Before exec: be the account. ``watched``: end with our parent."""
+        os.umask(0o027)
+        _no_cores()
+        if os.geteuid() == 0:
+            if self.account.uid == 0:
+                _rename_root()
+            elif self.instance.role is not Role.MULTIUSER:
+                become(self.account)
+        if watched:
+            die_with_parent(signal.SIGTERM)
+
+    def _give(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            os.chown(path, self.account.uid, self.account.gid)
+
+    def _secrets(self) -> tuple[tuple[int, int], ...]:
+        return tuple(_stamp(file) for file in self._tls or ())
+
+
+def account_of(config: Config, instance: Instance) -> Account:
+    """Whom it runs as. Raises Denied below the minimum uid, and for accounts this machine lacks."""
+    if config.accounts.mode == "self" or os.geteuid() != 0:
+        return local.own()
+    if instance.role in (Role.MANAGER, Role.MULTIUSER, Role.PROXY):
+        return local.find(instance.account, 1)  # a system user of the suite, not an account of people
+    return local.find(instance.account, config.accounts.minimum_uid)
+
+
+def tls_files(config: Config) -> tuple[Path, Path]:
+    """Certificate and key. Raises ConfigError."""
+    certificate = config.tls.certificate or systemd.credential("tls.certificate")
+    key = systemd.credential("tls.key") or config.tls.key
+    if certificate is None or key is None:
+        raise ConfigError(["tls.certificate: root:// with tokens needs certificate and key"])
+    return certificate, key
+
+
+def own_name() -> str:
+    """The account of this process."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid{os.geteuid()}"
+
+
+def _rename_root() -> None:
+    """Root under another number: a user namespace of its own, without rights over anything outside."""
+    if _libc.unshare(CLONE_NEWUSER) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWUSER): xrootd does not run as root")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{STAND_IN} 0 1")
+    Path("/proc/self/gid_map").write_text(f"{STAND_IN} 0 1")
+
+
+def _no_cores() -> None:
+    """A core dump would hold tokens and the host key."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _replace(target: Path, content: bytes, mode: int, give: object = None) -> None:
+    partial = target.with_name(f".{target.name}.new")
+    partial.unlink(missing_ok=True)
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with os.fdopen(fd, "wb") as out:
+        out.write(content)
+    if callable(give):
+        give(partial)
+    partial.replace(target)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        facts = file.stat()
+    except OSError:
+        return (0, 0)
+    return facts.st_mtime_ns, facts.st_size
