@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edged import config as configuration
-from edged.config.egress import Egress, Nat, Protocol, Way
+from edged.config.egress import Egress, Nat, Protocol, RuleAction, Way
 from edged.errors import BadRequest, ConfigError, Upstream
 from edged.logs import get_logger
 from services.egress.addresses import Address, Guard, canonical
@@ -93,7 +93,8 @@ class Keeper:
             self._nft.run([*commands, *self._surviving_answers(policy, wanted)])
         self._table, self.policy, self._nat = wanted, policy, nat
         if commands:
-            self._cut(lambda flow: self._is_inside(flow, before) and not self._allows(flow))
+            if not _only_opens(commands, policy):
+                self._cut(lambda flow: self._is_inside(flow, before) and not self._allows(flow))
             log.info("table changed", extra={"commands": len(commands)})
         return commands
 
@@ -239,6 +240,13 @@ class Keeper:
                     element["elem"] if isinstance(element, dict) and "elem" in element else {"val": element}
                 )
                 yield inner["val"], inner.get("counter", {"packets": 0, "bytes": 0})
+
+
+def _only_opens(commands: Iterable[str], policy: Policy) -> bool:
+    """Whether no flow can have lost its leave: walking all of conntrack takes long after a storm."""
+    opening = tuple(f"add element {TABLE} {name}" for name in ("net4_", "net6_", "dns4_", "dns6_"))
+    refusing = any(rule.settings.action is RuleAction.REFUSE for rule in policy.rules)
+    return not refusing and all(line.startswith(opening) for line in commands)
 
 
 def _addresses(texts: Iterable[str]) -> list[Address]:

@@ -10,7 +10,10 @@ from edged.errors import ConfigError
 
 def require_root_owned(file: Path) -> None:
     """The file, what lies beside it in conf.d, and every directory above. Raises ConfigError."""
-    files = [file, *sorted((file.parent / "conf.d").glob("*.toml"))]
+    try:
+        files = [file, *sorted((file.parent / "conf.d").glob("*.toml"))]
+    except OSError as error:
+        raise ConfigError([f"{file.parent}: {error.strerror}"]) from None
     directories = [*file.parents, *({file.parent / "conf.d"} if len(files) > 1 else set())]
     problems = [problem for path in (*files, *directories) if (problem := _problem(path))]
     if problems:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,11 +103,16 @@ def _text(parts: list[messages.Answer]) -> str:
     return "".join(part.text for part in parts if isinstance(part, messages.Text))
 
 
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that netd's user can reach; pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory(prefix="edged-nat-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @contextmanager
-def nat(tmp: Path, tag: str, **options: int) -> Iterator[Nat]:
-    directory = tmp
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)
+def nat(directory: Path, tag: str, **options: int) -> Iterator[Nat]:
     counts = directory / "counts"
     counts.mkdir()
     with site(tag, inside_mtu=options.get("inside_mtu", 1500)) as place:
@@ -117,8 +123,8 @@ def nat(tmp: Path, tag: str, **options: int) -> Iterator[Nat]:
 
 
 @pytest.fixture
-def edge(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Nat]:
-    with nat(tmp_path, "nat") as found:
+def edge(open_path: Path) -> Iterator[Nat]:
+    with nat(open_path, "nat") as found:
         yield found
 
 
@@ -230,8 +236,8 @@ def test_quota_stops_a_transfer(edge: Nat) -> None:
     assert 4_000_000 < _bytes(edge, "bytes_in") < 7_000_000
 
 
-def test_jumbo_frames_inside_reach_a_1500_path_without_icmp(tmp_path: Path) -> None:
-    with nat(tmp_path, "mss", inside_mtu=9000) as edge:
+def test_jumbo_frames_inside_reach_a_1500_path_without_icmp(open_path: Path) -> None:
+    with nat(open_path, "mss", inside_mtu=9000) as edge:
         edge.write(OPEN.format(rule=""))
         edge.start()
         rule = "add rule inet noicmp o icmp type destination-unreachable drop"
