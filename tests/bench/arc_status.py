@@ -1,0 +1,213 @@
+"""The ARC door's CPU per call, as brokers call it: submissions, status, the list, the information.
+
+    python -m tests.bench.arc_status [--peer HOST:PORT --proxy FILE --ca-directory DIR]
+
+A whole site on the local batch system: the jobs wait for an input that never comes, so that nothing but the
+door, the engine and the journal (SQLite, durable) works. CPU is that of all edged processes, from /proc.
+With --peer the same calls go to another ARC CE (A-REX) whose processes are named by --peer-pids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import pwd
+import ssl
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.real.doors.arc.fixtures import ALICE, ArcSite, arc_sections, grid_of, with_tls
+from tests.real.jobs.fixtures import local_jobs
+from tests.support.gridca import proxy
+from tests.support.site import Site
+
+ADL = (
+    '<ActivityDescription xmlns="http://www.eu-emi.eu/es/2010/12/adl"><Application><Executable>'
+    "<Path>/bin/true</Path></Executable><Output>o</Output></Application><Resources/>"
+    "<DataStaging><InputFile><Name>never</Name></InputFile></DataStaging></ActivityDescription>"
+)
+XRSL = "&(executable=/bin/true)(stdout=o)(inputfiles=(never ''))"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Server:
+    """Whose CPU is counted, and how to reach it."""
+
+    def __init__(
+        self, base: str, pids: Callable[[], list[int]], context: ssl.SSLContext, token: str | None
+    ) -> None:
+        self.base = base
+        self.pids = pids
+        self.context = context
+        self.headers = {"Accept": "application/json"}
+        if token is not None:
+            self.headers["Authorization"] = f"Bearer {token}"
+
+    def cpu_s(self) -> float:
+        return sum(map(_cpu_s, self.pids()))
+
+    def session(self, *, keep: bool = True) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=self.context, force_close=not keep)
+        return aiohttp.ClientSession(headers=self.headers, connector=connector)
+
+    async def cost(self, name: str, count: int, units: int, call: Callable[[], Awaitable[object]]) -> float:
+        """CPU milliseconds per unit of ``count`` calls, printed."""
+        await call()
+        cpu, started = self.cpu_s(), time.perf_counter()
+        for _ in range(count):
+            await call()
+        wall = time.perf_counter() - started
+        spent = (self.cpu_s() - cpu) * 1000 / (count * units)
+        print(f"  {name:34} {spent:9.3f} ms CPU   {count * units / wall:9.1f} /s")
+        return spent
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def children(root: int) -> list[int]:
+    """A process and all below it."""
+    parents: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        parents.setdefault(parent, []).append(int(entry))
+    found, todo = [], [root]
+    while todo:
+        found.append(todo.pop())
+        todo += parents.get(found[-1], [])
+    return found
+
+
+async def measured(server: Server, *, jobs: int = 10_000) -> dict[str, float]:
+    """Every figure of one server."""
+    spent: dict[str, float] = {}
+    made: list[str] = []
+
+    async def post(session: aiohttp.ClientSession, action: str, data: bytes) -> list[dict[str, Any]]:
+        async with session.post(f"{server.base}/jobs?action={action}", data=data) as answer:
+            assert answer.status == 201, (answer.status, answer.reason)
+            found = json.loads(await answer.read())["job"]
+        return found if isinstance(found, list) else [found]
+
+    async def submit(session: aiohttp.ClientSession, data: bytes) -> None:
+        made.extend(row["id"] for row in await post(session, "new", data))
+
+    async def anew() -> None:
+        async with server.session(keep=False) as session:
+            await submit(session, XRSL.encode())
+
+    async with server.session() as session:
+        bulk = ("<ActivityDescriptions>" + ADL * 100 + "</ActivityDescriptions>").encode()
+        spent["submit, keep-alive"] = await server.cost(
+            "submit, keep-alive", 200, 1, lambda: submit(session, XRSL.encode())
+        )
+        spent["submit, new TLS"] = await server.cost("submit, new TLS connection", 100, 1, anew)
+        spent["submit, bulk"] = await server.cost(
+            "submit, bulk of 100, per job", 5, 100, lambda: submit(session, bulk)
+        )
+        while len(made) < jobs:
+            await submit(session, bulk)
+        for number in (1, 100, 1000):
+            body = json.dumps({"job": [{"id": one} for one in made[:number]]}).encode()
+            spent[f"status {number}"] = await server.cost(
+                f"status of {number:,}",
+                100 if number < 1000 else 40,
+                1,
+                partial(post, session, "status", body),
+            )
+        spent["info 1000"] = await server.cost("info of 1,000", 5, 1, lambda: post(session, "info", body))
+
+        async def listed() -> None:
+            async with session.get(f"{server.base}/jobs") as answer:
+                assert len(json.loads(await answer.read())["job"]) >= jobs
+
+        spent["list"] = await server.cost(f"GET /jobs of {len(made):,}", 20, 1, listed)
+        print(f"  memory of all processes: {sum(map(_memory, server.pids())) >> 20} MiB")
+    return spent
+
+
+def _memory(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+async def ours(jobs: int) -> dict[str, float]:
+    """A site of its own."""
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    with tempfile.TemporaryDirectory(prefix="edged-arc-bench-") as root:
+        site = Site(Path(root))
+        grid, alice = grid_of(site)
+        extra = arc_sections(site.root, {ALICE: own})
+        settings = local_jobs(Path(root), arc=extra["arc"])
+        log = {"level": "warning"}
+        site.sections.update(identity=extra["identity"], tls=with_tls(site, grid), jobs=settings, log=log)
+        async with site.running():
+            arc = ArcSite(site, grid, alice)
+            context = ssl.create_default_context(cafile=str(site.issuer.ca.file))
+            assert site.process is not None
+            pid = site.process.pid
+            print("edged, bearer token")
+            found = await measured(
+                Server(arc.rest(), lambda: children(pid), context, site.token()), jobs=jobs
+            )
+            context = ssl.create_default_context(cafile=str(site.issuer.ca.file))
+            context.load_cert_chain(str(arc.proxy_file(proxy(alice))))
+            server = Server(arc.rest(), lambda: children(pid), context, None)
+            print("edged, X.509 proxy")
+            async with server.session() as session:
+                ready = XRSL.encode()
+
+                async def submit() -> None:
+                    async with session.post(f"{server.base}/jobs?action=new", data=ready) as answer:
+                        assert answer.status == 201
+
+                found["submit, proxy"] = await server.cost("submit, keep-alive", 200, 1, submit)
+    return found
+
+
+async def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--jobs", type=int, default=10_000)
+    options.add_argument("--peer", help="base of another ARC CE: https://host:port/arex/rest/1.0")
+    options.add_argument(
+        "--peer-pids", default="", help="its processes, comma-separated; children are counted"
+    )
+    options.add_argument("--proxy", help="proxy file for the peer")
+    options.add_argument("--ca-directory", help="CA directory for the peer")
+    given = options.parse_args()
+    mine = await ours(given.jobs)
+    if not given.peer:
+        return
+    context = ssl.create_default_context(capath=given.ca_directory)
+    context.load_cert_chain(given.proxy)
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
+    roots = [int(pid) for pid in given.peer_pids.split(",") if pid]
+    print(f"peer {given.peer}")
+    pids = lambda: [pid for root in roots for pid in children(root)]  # noqa: E731
+    theirs = await measured(Server(given.peer, pids, context, None), jobs=1000)
+    for name in mine.keys() & theirs.keys():
+        print(f"  {name:24} peer/edged {theirs[name] / mine[name]:6.1f}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
