@@ -118,7 +118,8 @@ class Runtime(Section):
     )
     image_prefix: str = Field(default="docker.io/library/", description="For images without a registry")
     image_cache: AbsolutePath | None = Field(
-        default=None, description="<cache>/<image>.sif (apptainer) or .tar (podman) goes before the registry"
+        default=None,
+        description="Files that go before registries, e.g. docker.io/library/alpine+3.20.sif (podman: .tar)",
     )
     pull: bool = Field(default=True, description="Nodes may fetch images from registries")
     options: tuple[str, ...] = Field(

@@ -44,6 +44,7 @@ SESSION_HEADER = "InterLink-Http-Session"
 SMALL_BODY = 4 << 20  # a pod, without the objects it mounts
 MANY_PODS = 2000
 SITE_FRESH_S = 15.0
+_STARTED = frozenset({State.RUNNING, State.SUSPENDED, State.FINISHING})
 _encode = msgspec.json.Encoder().encode
 _asked = msgspec.json.Decoder(list[AskedPod] | None).decode
 _pod = msgspec.json.Decoder(AskedPod).decode
@@ -117,20 +118,16 @@ class Door:
         if job.state.final:
             return pod_status(pod, job, await self.records.ended(job))
         record = None
-        if (
-            job.state in (State.RUNNING, State.FINISHING)
-            and self._tasks is not None
-            and self._may_differ(pod)
-        ):
-            record = self.records.now(job, self._tasks)
+        if job.state in _STARTED and self._tasks is not None:
+            record = self.records.now(job, self._tasks, alone=self._is_alone(pod))
         return pod_status(pod, job, record)
 
-    def _may_differ(self, pod: AskedPod) -> bool:
-        """Whether its containers can be in other states than its job."""
+    def _is_alone(self, pod: AskedPod) -> bool:
+        """Whether it has a single container, started once."""
         restarts = pod.spec.restart_policy == "OnFailure" or (
             pod.spec.restart_policy == "Always" and self.config.restart_always == "honour"
         )
-        return restarts or len(pod.spec.containers or ()) + len(pod.spec.init_containers or ()) > 1
+        return not restarts and len(pod.spec.containers or ()) + len(pod.spec.init_containers or ()) == 1
 
     async def delete(self, request: web.BaseRequest, caller: Verdict) -> web.StreamResponse:
         """Cancel a pod's job. Its logs stay until the job is cleaned; unknown pods are deleted already."""

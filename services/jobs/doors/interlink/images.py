@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edged.config.doors import Runtime
 from edged.errors import BadRequest, Denied
 
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,511}")
+_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 _SCHEMES = {"podman": ("docker",), "apptainer": ("docker", "oras", "library", "shub")}
 _ARCHIVE = {"podman": "tar", "apptainer": "sif"}
 
@@ -31,14 +31,26 @@ def resolve(image: str, root: str, runtime: Runtime) -> Image:
     scheme, name = _named(image, root, runtime)
     if name.startswith("/"):
         _check(name[1:], image)
+        if ":" in name:  # podman would take what follows for a name inside the archive
+            raise BadRequest(f"not a file of an image: {image[:128]!r}")
         _allow(name, image, runtime)
         return Image(file=name)
     _check(name, image)
     if scheme not in _SCHEMES[runtime.kind]:
         raise BadRequest(f"image {image[:128]!r}: {scheme}:// is not possible with {runtime.kind} here")
     _allow(name if scheme == "docker" else f"{scheme}://{name}", image, runtime)
-    cached = f"{runtime.image_cache}/{name}.{_ARCHIVE[runtime.kind]}" if runtime.image_cache else ""
+    cached = (
+        f"{runtime.image_cache}/{cache_name(name)}.{_ARCHIVE[runtime.kind]}" if runtime.image_cache else ""
+    )
     return Image(reference=f"{scheme}://{name}", cached=cached)
+
+
+def cache_name(name: str) -> str:
+    """The image's file in the cache, without its ending: ``docker.io/library/alpine+3.20``.
+
+    Archives with a colon in their name are read by no tool; a plus is in no name of an image.
+    """
+    return name.replace("@", "+").replace(":", "+")
 
 
 def _named(image: str, root: str, runtime: Runtime) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """What the node's runner says of each container: read from the session in the background, kept here.
 
-Status is answered from memory. A pod of one container is as its job is, so nothing is read while it
-runs; several containers are looked at again while somebody asks, seldom when nothing changes.
+Status is answered from memory. A pod of one container is as its job is once the container runs, so
+nothing more is read then; several are looked at again while somebody asks, seldom when nothing changes.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ class _Held:
         self.due = 0.0
         self.reading = False
 
+    def all_started(self) -> bool:
+        """Whether no container waits any more."""
+        found = self.record.containers.values() if self.record is not None else ()
+        return bool(found) and all(one.state != "waiting" for one in found)
+
 
 class Records:
     """The records of all pods."""
@@ -79,12 +84,15 @@ class Records:
         self._ended: dict[JobId, asyncio.Future[PodRecord | None]] = {}
         self._decode = msgspec.json.Decoder(PodRecord).decode
 
-    def now(self, job: Job, tasks: Background) -> PodRecord | None:
-        """What is known of a running pod, at once; looks again in the background when it is time."""
+    def now(self, job: Job, tasks: Background, *, alone: bool = False) -> PodRecord | None:
+        """What is known of a running pod, at once; looks again in the background when it is time.
+
+        ``alone``: one container that is never started again. Once it runs, it is as its job is.
+        """
         held = self._running.get(job.id)
         if held is None:
             held = self._running[job.id] = _Held(self._refresh_s)
-        if not held.reading and time.monotonic() >= held.due:
+        if not held.reading and time.monotonic() >= held.due and not (alone and held.all_started()):
             held.reading = True
             tasks.create_task(self._refresh(job, held))
         return held.record

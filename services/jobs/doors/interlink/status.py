@@ -90,20 +90,18 @@ def pod_status(asked: AskedPod, job: Job, record: PodRecord | None) -> PodStatus
         uid=asked.metadata.uid,
         namespace=asked.metadata.namespace,
         jid=job.id,
-        containers=_all(main, job, record, alone=len(main) == 1 and not init),
-        init_containers=_all(init, job, record, alone=False),
+        containers=_all(main, job, record),
+        init_containers=_all(init, job, record),
     )
 
 
-def _all(
-    containers: Iterable[NameOnly], job: Job, record: PodRecord | None, *, alone: bool
-) -> list[ContainerStatus]:
+def _all(containers: Iterable[NameOnly], job: Job, record: PodRecord | None) -> list[ContainerStatus]:
     known = record.containers if record is not None else {}
-    return [_container(c, job, known.get(c.name), alone=alone) for c in containers]
+    return [_container(c, job, known.get(c.name)) for c in containers]
 
 
-def _container(asked: NameOnly, job: Job, record: ContainerRecord | None, *, alone: bool) -> ContainerStatus:
-    state = _state(job, record, alone=alone)
+def _container(asked: NameOnly, job: Job, record: ContainerRecord | None) -> ContainerStatus:
+    state = _state(job, record)
     running = state.running is not None
     return ContainerStatus(
         name=asked.name,
@@ -116,7 +114,7 @@ def _container(asked: NameOnly, job: Job, record: ContainerRecord | None, *, alo
     )
 
 
-def _state(job: Job, record: ContainerRecord | None, *, alone: bool) -> ContainerState:
+def _state(job: Job, record: ContainerRecord | None) -> ContainerState:
     if record is not None and record.state == "terminated":
         return _ended(record.exit, record.reason, _told(job, record), record.started, record.ended)
     if job.state.final:
@@ -126,8 +124,6 @@ def _state(job: Job, record: ContainerRecord | None, *, alone: bool) -> Containe
             return ContainerState(running=Running(_time(record.started)))
         if record is not None:
             return ContainerState(waiting=Waiting(record.reason or "PodInitializing", record.message))
-        if alone:
-            return ContainerState(running=Running(_time(job.started_at or job.changed_at)))
         return ContainerState(waiting=Waiting("PodInitializing", "the job runs"))
     return ContainerState(waiting=Waiting("Pending", _waits(job)))
 

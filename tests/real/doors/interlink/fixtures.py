@@ -16,6 +16,7 @@ from tests.real.jobs.fixtures import local_jobs, slurm_settings
 from tests.support.kubelet import Kubelet, kubelet
 from tests.support.site import Site
 from tests.support.slurm import SlurmTestbed, missing
+from tests.support.waiting import until_async
 
 __all__ = ["image_cache", "local_pods", "pods_on_slurm", "slurm"]
 
@@ -40,7 +41,18 @@ async def local_pods() -> AsyncIterator[Site]:
             ],
         }
         async with Site(Path(root), jobs=local_jobs(Path(root), interlink=settings)).running() as site:
+            await answering(site)
             yield site
+
+
+async def answering(site: Site) -> None:
+    """Until the site knows its issuer's keys."""
+    async with vk(site) as node:
+
+        async def pinged() -> bool:
+            return (await node.call("POST", "/pinglink", b""))[0] == 200
+
+        await until_async(pinged, "a ping answered")
 
 
 @asynccontextmanager
@@ -105,12 +117,12 @@ def image_cache() -> Iterator[Path]:
             capture_output=True,
         )
         subprocess.run(
-            [*podman, "save", "-o", f"{cache}/box:1.tar", "localhost/box:1"],
+            [*podman, "save", "-o", f"{cache}/box+1.tar", "localhost/box:1"],
             check=True,
             timeout=60,
             capture_output=True,
         )
-        for path in (root, root / "cache", cache, cache / "box:1.tar"):
+        for path in (root, root / "cache", cache, cache / "box+1.tar"):
             path.chmod(0o755)
         yield root / "cache"
 
@@ -139,7 +151,7 @@ async def pods_on_slurm(slurm: SlurmTestbed, image_cache: Path) -> AsyncIterator
                 "gpu_arguments": [],
                 "scratch": "/tmp",
             },
-            "default_memory": "100M",
+            "default_memory": "500M",
             "refresh_s": 0.3,
             "restart_s": 0.2,
             "plugin": {
@@ -156,4 +168,5 @@ async def pods_on_slurm(slurm: SlurmTestbed, image_cache: Path) -> AsyncIterator
             "assertions": [{"service": "jobs", "accounts": ["cmsprd"], "class": "production"}],
         }
         async with site.running():
+            await answering(site)
             yield site
