@@ -154,3 +154,13 @@ def completion(shell: str) -> None:
     if kind is None:
         raise click.ClickException(f"no completion for {shell}")
     click.echo(kind(main, {}, "edged", "_EDGED_COMPLETE").source())
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def man(directory: Path) -> None:
+    """Write the man pages of all commands into DIRECTORY, e.g. /usr/local/share/man/man1."""
+    from edged import manual
+
+    for file in manual.write(main, directory):
+        click.echo(file)

@@ -29,7 +29,9 @@ class Tls(Section):
     ca_directory: AbsolutePath | None = Field(
         default=None, description="Hashed directory of grid CAs and CRLs for X.509 clients"
     )
-    ca_file: AbsolutePath | None = Field(default=None, description="CA bundle we trust as a client; default: system's")
+    ca_file: AbsolutePath | None = Field(
+        default=None, description="CA bundle we trust as a client; default: system's"
+    )
     minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest TLS version accepted")
 
 
@@ -38,13 +40,17 @@ class Log(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "json"
-    audit_file: AbsolutePath | None = Field(default=None, description="Audit lines also go here (logrotate safe)")
+    audit_file: AbsolutePath | None = Field(
+        default=None, description="Audit lines also go here (logrotate safe)"
+    )
 
 
 class Observe(Section):
     """Health and metrics: /healthz, /readyz, /metrics on a listener of their own."""
 
-    listen: ListenAddress = Field(default="127.0.0.1:9464", description="Used by `edged run` with all services")
+    listen: ListenAddress = Field(
+        default="127.0.0.1:9464", description="Used by `edged run` with all services"
+    )
     services: dict[Word, ListenAddress] = Field(
         default={
             "identity": "127.0.0.1:9465",
@@ -54,7 +60,9 @@ class Observe(Section):
             "cache": "127.0.0.1:9469",
             "egress": "127.0.0.1:9470",
             "portal": "127.0.0.1:9471",
+            "xrootd": "127.0.0.1:9472",
             "identity-api": "127.0.0.1:9472",
+            "xrootd": "127.0.0.1:9473",
         },
         description="One listener per service when it is a process of its own",
     )
@@ -63,7 +71,9 @@ class Observe(Section):
 class Runtime(Section):
     """Directories of the suite itself. ``state`` must be a local disk."""
 
-    state: AbsolutePath = Field(default=Path("/var/lib/edged"), description="Databases and keys; a local disk")
+    state: AbsolutePath = Field(
+        default=Path("/var/lib/edged"), description="Databases and keys; a local disk"
+    )
     run: AbsolutePath = Field(default=Path("/run/edged"), description="Sockets and locks; gone at reboot")
     user: str = Field(default="edged", description="Whom `edged run` becomes when started as root")
     stop_deadline_s: Seconds = Field(default=30.0, description="Time for running requests when stopping")

@@ -59,16 +59,19 @@ def fronts(config: Config) -> dict[str, Section]:
 def wanted(config: Config) -> list[str]:
     """Every unit that edged.target brings up here, sockets first."""
     services = ["identity", "issuers", *fronts(config)]
-    sockets = [f"edged-{name}.socket" for name in services]
+    others = _of_services(config)
+    if "edged-xrootd.service" in others:
+        services.append("xrootd")
+    sockets = [f"edged-{name}.socket" for name in services if name != "xrootd"]
     sockets += ["edged-identity-feed.socket", *(f"edged-observe@{name}.socket" for name in services)]
     sockets += [f"edged-egress-relay@{relay.name}.socket" for relay in _relays(config)]
-    units = [f"edged-{name}.service" for name in services]
+    units = [*dict.fromkeys([*(f"edged-{name}.service" for name in services), *others])]
     if _has_accounts(config):
         sockets.append("edged-accountd.socket")
         units.append("edged-accountd.service")
     if config.egress is not None and config.egress.nat is not None:
         sockets.append("edged-netd.socket")
-        units.append("edged-netd.service")
+        units += ["edged-netd.service", "edged-forwarding.service"]
     if any(_has_tls(section) for section in fronts(config).values()):
         units.append("edged-renewed.path")
     return [*sockets, *units]
@@ -85,8 +88,10 @@ def drop_ins(config: Config) -> dict[str, str]:
         found[f"edged-{name}.service"] = _section("Service", _service(config, name, section))
     for relay in _relays(config):
         found[f"edged-egress-relay@{relay.name}.socket"] = _listening(relay.listen)
-    for name in ("identity", "issuers", *fronts(config)):
+    for name in _observed(config):
         found[f"edged-observe@{name}.socket"] = _listening([config.observe.services[name]])
+    for unit, lines in _of_services(config).items():
+        found[unit] = _section("Service", lines)
     found["edged-issuers.service"] = _section("Service", _credentials(_introspection(config)))
     found["edged-accountd.service"] = _section("Service", _accountd(config))
     if config.tls.certificate is not None:
@@ -103,7 +108,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"runtime.run: the units' sockets are in {RUN}"
     if config.accounts.mode != "accountd":
         yield "accounts.mode: the units need 'accountd'; 'self' is for `edged run` by one user"
-    for name in ("identity", "issuers", *fronts(config)):
+    for name in _observed(config):
         if name not in config.observe.services:
             yield f"observe.services.{name}: missing; every unit has a health listener of its own"
     for name, section in fronts(config).items():
@@ -114,6 +119,19 @@ def _problems(config: Config) -> Iterator[str]:
         for address in (*listen, *(item for relay in relays for item in relay.listen)):
             if address.endswith(":0"):
                 yield f"{name.removesuffix('-api')}.listen: {address}: a socket unit needs a fixed port"
+
+
+def _observed(config: Config) -> list[str]:
+    front = ["xrootd"] if "edged-xrootd.service" in _of_services(config) else []
+    return ["identity", "issuers", *fronts(config), *front]
+
+
+def _of_services(config: Config) -> dict[str, list[str]]:
+    """Units that a service asks for itself, with settings of their [Service] part."""
+    found: dict[str, list[str]] = {}
+    for point in entry_points(group="edged.units"):
+        found |= point.load()(config)
+    return found
 
 
 def _service(config: Config, name: str, section: Section) -> Iterator[str]:

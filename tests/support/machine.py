@@ -26,6 +26,8 @@ SETS = 60
 INIT = (
     "for c in memory pids cpu cpuacct blkio devices; do"
     " [ ! -d /sys/fs/cgroup/$c ] || mount -o remount,bind,rw /sys/fs/cgroup/$c; done;"
+    # nspawn closes all of /proc/sys; the network's part is this machine's own
+    " mkdir -p /run/p && mount -t proc proc /run/p && mount --bind /run/p/sys/net /proc/sys/net && umount /run/p;"
     " exec /sbin/init"
 )
 
