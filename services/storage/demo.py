@@ -51,10 +51,10 @@ async def steps(demo: Demo) -> None:
         async with demo.step("upload a file") as step, session.put("/demo/store/file", data=DATA) as answer:
             step.result = f"{answer.status}, {len(DATA)} bytes, {answer.headers['Digest']}"
             _expect(answer, 201)
-        async with demo.step("list its directory") as step:
-            async with session.request("PROPFIND", "/demo/store", headers={"Depth": "1"}) as answer:
-                _expect(answer, 207)
-                step.result = f"{(await answer.text()).count('<D:href>') - 1} member"
+        find = session.request("PROPFIND", "/demo/store", headers={"Depth": "1"})
+        async with demo.step("list its directory") as step, find as answer:
+            _expect(answer, 207)
+            step.result = f"{(await answer.text()).count('<D:href>') - 1} member"
         head = session.head("/demo/store/file", headers={"Want-Digest": "adler32"})
         async with demo.step("check its checksum") as step, head as answer:
             _expect(answer, 200)

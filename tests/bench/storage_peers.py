@@ -171,15 +171,13 @@ class Ground:
         for folder in ("xadmin", "xrun"):
             (self.directory / folder).mkdir()
             shutil.chown(self.directory / folder, "xrootd")
-        (self.directory / "xrootd.log").touch()
-        shutil.chown(self.directory / "xrootd.log", "xrootd")
         config = self.directory / "xrootd.cfg"
         config.write_text(
             f"all.export /\noss.localroot {root}\nxrd.port {port}\nxrd.protocol XrdHttp:{port} libXrdHttp-5.so\n"
             f"xrd.tls {certificate} {own_key}\nxrd.tlsca certfile {self.site.ca.file}\n"
             f"all.adminpath {self.directory}/xadmin\nall.pidpath {self.directory}/xrun\nxrootd.async off\n"
         )
-        argv = ["xrootd", "-c", str(config), "-l", str(self.directory / "xrootd.log")]
+        argv = ["xrootd", "-c", str(config), "-l", str(self.directory / "xrun" / "log")]
         return self._start("xrdhttp", argv, port, f"https://localhost:{port}", root, user="xrootd")
 
 
@@ -198,7 +196,7 @@ def ground() -> Iterator[Ground]:
 
 def curl(server: Server, *arguments: str) -> None:
     """One curl process; its answers must be good."""
-    argv = ["curl", "-sSfk", *server.headers, *arguments]
+    argv = ["curl", "-sSfk", "--retry", "5", "--retry-delay", "1", *server.headers, *arguments]
     subprocess.run(argv, check=True, capture_output=True, timeout=300)
 
 

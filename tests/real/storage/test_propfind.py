@@ -54,9 +54,9 @@ def test_dead_properties_live_with_the_file(dav: Dav) -> None:
 def test_protected_properties_change_nothing_else(dav: Dav) -> None:
     dav("PUT", "f", b"x")
     body = (
-        '<propertyupdate xmlns="DAV:"><set><prop><a xmlns="u">1</a><getetag>no</getetag></prop></set>'
-        "</propertyupdate>"
-    ).encode()
+        b'<propertyupdate xmlns="DAV:"><set><prop><a xmlns="u">1</a><getetag>no</getetag></prop></set>'
+        b"</propertyupdate>"
+    )
     answer = dav("PROPPATCH", "f", body)
     assert "403 Forbidden" in answer.text
     assert "424 Failed Dependency" in answer.text
