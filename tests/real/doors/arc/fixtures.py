@@ -37,6 +37,15 @@ class ArcSite:
     grid: GridCa
     alice: Credential
 
+    async def ready(self) -> ArcSite:
+        """Itself, once the keys of the token issuer are known."""
+        async with self.http() as rest, asyncio.timeout(30):
+            while True:
+                async with rest.session.get(f"{rest.base}/jobs") as answer:
+                    if answer.status != 503:
+                        return self
+                await asyncio.sleep(0.1)
+
     @property
     def address(self) -> str:
         """``localhost:port``: what the host certificate says."""
@@ -195,7 +204,7 @@ async def arc() -> AsyncIterator[ArcSite]:
             jobs=local_jobs(Path(root), arc=extra["arc"]),
         )
         async with site.running():
-            yield ArcSite(site, grid, alice)
+            yield await ArcSite(site, grid, alice).ready()
 
 
 @pytest.fixture(scope="module")
@@ -217,4 +226,4 @@ async def arc_slurm(slurm: SlurmTestbed) -> AsyncIterator[ArcSite]:
         settings = slurm_settings(Path(root), slurm, site.issuer.url, arc=extra["arc"])
         site.sections.update(settings, identity=extra["identity"], tls=with_tls(site, grid))
         async with site.running():
-            yield ArcSite(site, grid, alice)
+            yield await ArcSite(site, grid, alice).ready()
