@@ -263,6 +263,7 @@ def bench(core: int | None = 0) -> Iterator[Bench]:
 
     root = Path(tempfile.mkdtemp(prefix="cache-bench-"))
     made = Bench(root, core)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started is stopped then too
     try:
         made.start_origin()
         yield made
