@@ -1,10 +1,10 @@
 """The ARC door's CPU per call, as brokers call it: submissions, status, the list, the information.
 
-    python -m tests.bench.arc_status [--peer HOST:PORT --proxy FILE --ca-directory DIR]
+    python -m tests.bench.arc_status [--jobs 10000]
 
 A whole site on the local batch system: the jobs wait for an input that never comes, so that nothing but the
 door, the engine and the journal (SQLite, durable) works. CPU is that of all edged processes, from /proc.
-With --peer the same calls go to another ARC CE (A-REX) whose processes are named by --peer-pids.
+Then the same for Debian's A-REX where it is installed; its list is of fewer jobs and is not compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import aiohttp
 
 from tests.real.doors.arc.fixtures import ALICE, ArcSite, arc_sections, grid_of, with_tls
 from tests.real.jobs.fixtures import local_jobs
-from tests.support.gridca import proxy
+from tests.support import arex
+from tests.support.gridca import GridCa, proxy
 from tests.support.site import Site
 
 ADL = (
@@ -138,7 +139,7 @@ async def measured(server: Server, *, jobs: int = 10_000) -> dict[str, float]:
             async with session.get(f"{server.base}/jobs") as answer:
                 assert len(json.loads(await answer.read())["job"]) >= jobs
 
-        spent["list"] = await server.cost(f"GET /jobs of {len(made):,}", 20, 1, listed)
+        spent[f"list {len(made)}"] = await server.cost(f"GET /jobs of {len(made):,}", 20, 1, listed)
         print(f"  memory of all processes: {sum(map(_memory, server.pids())) >> 20} MiB")
     return spent
 
@@ -184,30 +185,35 @@ async def ours(jobs: int) -> dict[str, float]:
     return found
 
 
+async def peer(jobs: int) -> dict[str, float]:
+    """A-REX with an X.509 proxy: it is much slower with a token, whose keys it fetches for each request."""
+    with tempfile.TemporaryDirectory(prefix="edged-arex-") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        grid = GridCa(root / "certificates")
+        file = root / "proxy.pem"
+        file.touch(mode=0o600)
+        file.write_bytes(proxy(grid.user("alice")).pem())
+        with arex.running(root / "arex", grid, ALICE) as (base, pid):
+            context = ssl.create_default_context(capath=str(grid.directory))
+            context.load_cert_chain(str(file))
+            print("A-REX (REST daemon only), X.509 proxy")
+            return await measured(Server(base, lambda: children(pid), context, None), jobs=jobs)
+
+
 async def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--jobs", type=int, default=10_000)
-    options.add_argument("--peer", help="base of another ARC CE: https://host:port/arex/rest/1.0")
-    options.add_argument(
-        "--peer-pids", default="", help="its processes, comma-separated; children are counted"
-    )
-    options.add_argument("--proxy", help="proxy file for the peer")
-    options.add_argument("--ca-directory", help="CA directory for the peer")
     given = options.parse_args()
     mine = await ours(given.jobs)
-    if not given.peer:
+    if why := arex.missing():
+        print(f"no peer: {why}")
         return
-    context = ssl.create_default_context(capath=given.ca_directory)
-    context.load_cert_chain(given.proxy)
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_ALLOW_PROXY_CERTS
-    roots = [int(pid) for pid in given.peer_pids.split(",") if pid]
-    print(f"peer {given.peer}")
-    pids = lambda: [pid for root in roots for pid in children(root)]  # noqa: E731
-    theirs = await measured(Server(given.peer, pids, context, None), jobs=1000)
-    for name in mine.keys() & theirs.keys():
-        print(f"  {name:24} peer/edged {theirs[name] / mine[name]:6.1f}")
+    theirs = await peer(1200)
+    for name in (name for name in mine if name in theirs):
+        print(f"  {name:24} A-REX/edged {theirs[name] / mine[name]:6.1f}")
 
 
 if __name__ == "__main__":
