@@ -42,6 +42,9 @@ from tests.support.waiting import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "mariadb-install-db")
 
+# whom slurmrestd runs as
+REST = local_accounts.LocalAccount("edgedtr", "edgedtr", 21100)
+
 # pilot1's default Slurm account may not submit: only a queue that names the account "ops" serves it
 ACCOUNTING = """
 add cluster {cluster}
@@ -86,6 +89,7 @@ class SlurmTestbed:
         self.daemons: list[Daemon] = []
         self.controller = self._slurmctld()
         self.nodes = {node: self._slurmd(node) for node in self.layout.nodes}
+        self.rest = self._slurmrestd()
 
     # starting and ending
 
@@ -118,6 +122,8 @@ class SlurmTestbed:
         for node in self.nodes.values():
             self._start(node)
         until(self._nodes_ready, "nodes idle", 30)
+        if self.layout.rest:
+            self.start_rest()
         if self.layout.accounting:
             self.output("sacctmgr", "-i", *ALLOCATION.format(cluster=CLUSTER).split())
 
@@ -155,6 +161,12 @@ class SlurmTestbed:
         if done.returncode != 0:
             raise RuntimeError(f"{argv}: {done.returncode}: {done.stderr.strip()}")
         return done.stdout
+
+    def start_rest(self) -> None:
+        """slurmrestd, listening when this returns."""
+        self.layout.rest_socket.unlink(missing_ok=True)
+        self._start(self.rest)
+        until(self.layout.rest_socket.exists, "slurmrestd", 15)
 
     def stop_controller(self) -> None:
         """A clean end of slurmctld; it saves its state."""
@@ -235,6 +247,11 @@ class SlurmTestbed:
         (root / "etc/gres.conf").write_text(gres_conf(layout))
         (root / "etc/cgroup.conf").write_text(cgroup_conf())
         _private(root / "etc/slurmdbd.conf", slurmdbd_conf(layout).encode(), "slurm")
+        if layout.rest:
+            local_accounts.ensure((REST,))
+            (root / "run/rest").mkdir(exist_ok=True)
+            shutil.chown(root / "run/rest", REST.name, REST.group)
+            _private(layout.jwt_key, secrets.token_bytes(32), "slurm")
         _private(root / "munge/munge.key", secrets.token_bytes(1024), "munge")
         (root / "munge").chmod(0o700)
 
@@ -296,6 +313,13 @@ class SlurmTestbed:
         argv = ["slurmd", "-D", "-N", node, "-f", str(self.layout.slurm_conf)]
         environment = {"SLURM_CONF": str(self.layout.slurm_conf)}
         return Daemon(f"slurmd {node}", argv, self.root / "log/start.log", environment=environment)
+
+    def _slurmrestd(self) -> Daemon:
+        """It refuses to be root or SlurmUser; SLURM_JWT=daemon: it speaks for whoever brings a token."""
+        argv = ["slurmrestd", "-a", "rest_auth/jwt", "-t", "4", f"unix:{self.layout.rest_socket}"]
+        environment = {"SLURM_CONF": str(self.layout.slurm_conf), "SLURM_JWT": "daemon"}
+        log = self.root / "log/start.log"
+        return Daemon("slurmrestd", argv, log, user=REST.name, environment=environment)
 
     def _states(self) -> dict[str, str]:
         done = self.run("sinfo", "-h", "-N", "-o", "%N %T", timeout=15)

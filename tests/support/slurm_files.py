@@ -14,7 +14,7 @@ class Layout:
 
     ``accounting``: slurmdbd with a private MariaDB. ``cgroup``: memory enforced by cgroups, so that OOM is
     seen as OUT_OF_MEMORY; otherwise the accounting plugin kills what is over its memory. ``database``: the
-    password of slurmdbd's database user.
+    password of slurmdbd's database user. ``rest``: a slurmrestd too, and JWTs are taken.
     """
 
     root: Path
@@ -33,6 +33,7 @@ class Layout:
     message_timeout_s: int = 10
     accounting: bool = True
     cgroup: bool = False
+    rest: bool = False
     extra: tuple[str, ...] = field(default=())
 
     @property
@@ -51,6 +52,14 @@ class Layout:
     @property
     def database_socket(self) -> Path:
         return self.root / "run/mariadb/mariadb.sock"
+
+    @property
+    def jwt_key(self) -> Path:
+        return self.root / "etc/jwt_hs256.key"
+
+    @property
+    def rest_socket(self) -> Path:
+        return self.root / "run/rest/rest.sock"
 
     @property
     def controller_port(self) -> int:
@@ -106,12 +115,19 @@ def slurm_conf(layout: Layout) -> str:
         "JobAcctGatherType=jobacct_gather/linux",
         "JobAcctGatherFrequency=1",
         "MpiDefault=none",
+        *_tokens(layout),
         *_limits(layout),
         *_accounting(layout),
         *layout.extra,
         *_nodes(layout),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _tokens(layout: Layout) -> list[str]:
+    if not layout.rest:
+        return []
+    return ["AuthAltTypes=auth/jwt", f"AuthAltParameters=jwt_key={layout.jwt_key}"]
 
 
 def _limits(layout: Layout) -> list[str]:
@@ -179,4 +195,4 @@ StorageUser=slurm
 StoragePass={layout.database}
 StorageLoc=slurm_acct_db
 CommunicationParameters=NoInAddrAny
-"""
+""" + "".join(f"{line}\n" for line in _tokens(layout))

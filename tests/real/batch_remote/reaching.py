@@ -12,13 +12,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from edged.config.batch import SshCluster
+from edged.config.batch import SlurmRestCluster, SshCluster
 from edged.config.jobs import Jobs
 from services.jobs.batch.conformance import Subject
-from services.jobs.batch.protocol import Reached, Surroundings
+from services.jobs.batch.protocol import BatchRef, Reached, Surroundings
 from services.jobs.batch.script import Files
+from services.jobs.batch.slurmrest.driver import DRIVER as REST
 from services.jobs.batch.ssh.driver import DRIVER
 from tests.support.signing import Signing
+from tests.support.slurm import SlurmTestbed
 from tests.support.sshd import Sshd
 
 BASE: dict[str, Any] = {"partition": "cpu", "memory_per_node": 100 << 20, "walltime_s": 600}
@@ -99,25 +101,59 @@ async def reached(driver: Any, cluster: Any, signing: Signing, **config: Any) ->
 @asynccontextmanager
 async def ssh_subject(
     cluster: SshCluster, signing: Signing, account: str, scratch: Scratch, **known: Any
-) -> AsyncIterator[Subject]:
+) -> AsyncIterator[RemoteSubject]:
     """The ssh driver as ``account``, for the published suite and for trouble."""
     scratch.account(account)
     config: Mapping[str, Any] = known.pop("config", {})
     async with reached(DRIVER, cluster, signing, **config) as far:
-        yield RemoteSubject(
-            far,
-            system=far.system,
-            put=lambda job, files: scratch.put(account, job, files),
-            read=lambda job, name: scratch.read(account, job, name),
-            uid=pwd.getpwnam(account).pw_uid,
-            grant=signing.grant(account),
-            **{"base": BASE, "patience_s": 90.0, **known},
-        )
+        yield _subject(far, signing, account, scratch, known)
+
+
+def rest_cluster(scratch: Scratch, slurm: SlurmTestbed, **more: Any) -> SlurmRestCluster:
+    """[[jobs.cluster]] kind = "slurmrest" for the testbed's slurmrestd."""
+    settings: dict[str, Any] = {
+        "name": "behind",
+        "kind": "slurmrest",
+        "url": f"unix:{slurm.layout.rest_socket}",
+        "jwt_key": str(slurm.layout.jwt_key),
+        "sessions": scratch.template,
+        **more,
+    }
+    return SlurmRestCluster(**settings)
+
+
+@asynccontextmanager
+async def rest_subject(
+    cluster: SlurmRestCluster, signing: Signing, account: str, scratch: Scratch, **known: Any
+) -> AsyncIterator[RemoteSubject]:
+    """The slurmrest driver as ``account``."""
+    scratch.account(account)
+    config: Mapping[str, Any] = known.pop("config", {})
+    async with reached(REST, cluster, signing, **config) as far:
+        yield _subject(far, signing, account, scratch, known)
+
+
+def _subject(
+    far: Reached, signing: Signing, account: str, scratch: Scratch, known: Mapping[str, Any]
+) -> RemoteSubject:
+    return RemoteSubject(
+        far,
+        system=far.system,
+        put=lambda job, files: scratch.put(account, job, files),
+        read=lambda job, name: scratch.read(account, job, name),
+        uid=pwd.getpwnam(account).pw_uid,
+        grant=signing.grant(account),
+        **{"base": BASE, "patience_s": 90.0, **known},
+    )
 
 
 class RemoteSubject(Subject):
-    """A subject that also knows how its batch system is reached."""
+    """A subject that also knows how its batch system is reached. ``early``: a job begun a while ago."""
 
     def __init__(self, far: Reached, **known: Any) -> None:
         super().__init__(**known)
         self.far = far
+        self.early: BatchRef | None = None
+
+    async def walltime_job(self) -> BatchRef:
+        return self.early or await super().walltime_job()
