@@ -1,8 +1,26 @@
-"""What a part of the suite found out about itself, for ``edged doctor``: in words a person can act on."""
+"""``edged doctor``: what every part found out about itself and what it stands on, and what to do about it.
+
+Parts bring ``async findings(config) -> list[Finding]`` by the entry point group ``edged.doctor``. All are
+asked at once; one that hangs or breaks becomes a finding itself.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+
+from edged.cli import CONFIG
+from edged.config import Config
+from edged.errors import EdgeError
+
+DEADLINE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +31,54 @@ class Finding:
     ok: bool
     text: str
     advice: str = ""
+
+
+Examine = Callable[[Config], Awaitable[list[Finding]]]
+
+
+async def examined(config: Config, deadline_s: float = DEADLINE_S) -> list[Finding]:
+    """What all parts say, the parts in the order of their names."""
+    points = sorted(entry_points(group="edged.doctor"), key=lambda point: point.name)
+    found = await asyncio.gather(*(_asked(point.name, point.load(), config, deadline_s) for point in points))
+    return [finding for findings in found for finding in findings]
+
+
+async def _asked(name: str, examine: Examine, config: Config, deadline_s: float) -> list[Finding]:
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await examine(config)
+    except TimeoutError:
+        return [
+            Finding(
+                name, False, f"no answer within {deadline_s:.0f} s", "what it looks at hangs: see the log"
+            )
+        ]
+    except (EdgeError, OSError) as error:
+        return [Finding(name, False, f"cannot be examined: {error}", "run it as root, on the edge itself")]
+
+
+def told(findings: list[Finding]) -> str:
+    """For a terminal: what is wrong first within each part, with what to do."""
+    width = max((len(finding.part) for finding in findings), default=0)
+    lines: list[str] = []
+    for finding in findings:
+        mark = "ok   " if finding.ok else "WRONG"
+        lines.append(f"{mark}  {finding.part.ljust(width)}  {finding.text}")
+        if not finding.ok and finding.advice:
+            lines.append(f"{'':5}  {'':{width}}  -> {finding.advice}")
+    wrong = sum(not finding.ok for finding in findings)
+    return "\n".join([*lines, f"{len(findings)} looked at, {wrong} wrong"])
+
+
+@click.command()
+@CONFIG
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--wrong", is_flag=True, help="Only what is wrong.")
+def doctor(config_file: Path, as_json: bool, wrong: bool) -> None:
+    """Look at everything edged stands on; each finding says what to do. Exit status 1: something is wrong."""
+    from edged import config as configuration
+
+    findings = asyncio.run(examined(configuration.load(config_file)))
+    shown = [finding for finding in findings if not (wrong and finding.ok)]
+    click.echo(json.dumps([asdict(finding) for finding in shown], indent=2) if as_json else told(shown))
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)

@@ -13,8 +13,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +79,21 @@ class Store:
             return migrate(self.engine, self.migrations)
         except DBAPIError as error:
             raise ConfigError([f"{self.name} database: {error.orig}"]) from error
+
+    def exists(self) -> bool:
+        """Whether the database was ever set up; asked before reading another process's."""
+        file = self.engine.url.database
+        local = self.engine.dialect.name == "sqlite"
+        return not (local and file and not Path(file).exists()) and not is_empty(self.engine)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for programs that only look, without the service. Raises Unavailable."""
+        try:
+            with self.engine.connect().execution_options(**_READS) as connection:
+                yield connection
+        except DBAPIError as error:
+            raise _typed(error) from error
 
     def not_ready(self) -> str | None:
         """Why nothing can be written now, or None."""

@@ -88,7 +88,7 @@ def drop_ins(config: Config) -> dict[str, str]:
         found[f"edged-{name}.service"] = _section("Service", _service(config, name, section))
     for relay in _relays(config):
         found[f"edged-egress-relay@{relay.name}.socket"] = _listening(relay.listen)
-    for name in _observed(config):
+    for name in observed(config):
         found[f"edged-observe@{name}.socket"] = _listening([config.observe.services[name]])
     for unit, lines in _of_services(config).items():
         found[unit] = _section("Service", lines)
@@ -108,7 +108,7 @@ def _problems(config: Config) -> Iterator[str]:
         yield f"runtime.run: the units' sockets are in {RUN}"
     if config.accounts.mode != "accountd":
         yield "accounts.mode: the units need 'accountd'; 'self' is for `edged run` by one user"
-    for name in _observed(config):
+    for name in observed(config):
         if name not in config.observe.services:
             yield f"observe.services.{name}: missing; every unit has a health listener of its own"
     for name, section in fronts(config).items():
@@ -121,7 +121,8 @@ def _problems(config: Config) -> Iterator[str]:
                 yield f"{name.removesuffix('-api')}.listen: {address}: a socket unit needs a fixed port"
 
 
-def _observed(config: Config) -> list[str]:
+def observed(config: Config) -> list[str]:
+    """Services with a process, and so a health listener, of their own."""
     front = ["xrootd"] if "edged-xrootd.service" in _of_services(config) else []
     return ["identity", "issuers", *fronts(config), *front]
 

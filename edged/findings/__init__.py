@@ -1,0 +1,1 @@
+"""What ``edged doctor`` looks at that belongs to no single service."""
