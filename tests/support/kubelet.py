@@ -171,7 +171,7 @@ def pod(
     )  # fmt: skip
     found: Pod = k8s.ApiClient().sanitize_for_serialization(made)
     found["metadata"]["creationTimestamp"] = None  # as Go writes it
-    found["status"] = {}
+    found["status"] = {"phase": "Pending"}  # an API server asks for such pods only
     return found
 
 

@@ -10,6 +10,7 @@ from .record import Logs, Record
 from .runtimes import Node, NoImage
 
 LONGEST_RESTART_S = 300.0
+ENDED_BY_TERM = 143
 
 
 class Container:
@@ -28,6 +29,7 @@ class Container:
         self._restarts = 0
         self._again_at = 0.0
         self.over = False
+        self._told = 0
 
     @property
     def log(self) -> str:
@@ -81,7 +83,7 @@ class Container:
         code = self._process.returncode
         self._process = None
         self._runtime.end(self.what)
-        self._record.ended(self.name, 128 - code if code < 0 else code)
+        self._ended(128 - code if code < 0 else code)
         if self._again(code):
             self._record.restarts(self.name)
             delay = min(self._plan["restart_s"] * 2**self._restarts, LONGEST_RESTART_S)
@@ -90,6 +92,13 @@ class Container:
             self._record.waiting(self.name, "CrashLoopBackOff", "starts again in %d s" % delay)
         else:
             self.over = True
+
+    def _ended(self, code: int) -> None:
+        """One that was told to end did not do what it was for, whatever it says itself."""
+        if self._told and code == 0:
+            self._record.ended(self.name, ENDED_BY_TERM, "Terminated", "told to end; it exited with 0")
+        else:
+            self._record.ended(self.name, code)
 
     def _again(self, code: int) -> bool:
         policy = self.what["restart"]
@@ -115,8 +124,9 @@ class Container:
         self.what["restart"] = "Never"
         if self._again_at:
             self._again_at, self.over = 0.0, True
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._process.poll() is not None or self._told == number:
             return
+        self._told = number
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:

@@ -12,6 +12,7 @@ PASSED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", 
           "OMP_NUM_THREADS", "http_proxy", "https_proxy", "no_proxy")  # fmt: skip
 PASSED_PREFIXES = ("SLURM_", "PMI_", "PMIX_", "EDGED_", "OSG_", "FRONTIER_")
 PULL_S = 3600
+CLEAN_S = 10  # a podman whose conmon was killed waits for ever
 
 
 class NoImage(Exception):
@@ -173,7 +174,7 @@ class Podman(Node):
                 env=self._own,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                timeout=60,
+                timeout=CLEAN_S,
             )
         except subprocess.TimeoutExpired:
             sys.stderr.write("no end of: %s\n" % words)
