@@ -18,6 +18,7 @@ from edged import config as configuration
 from edged.cli import CONFIG
 from edged.config import Config
 from edged.errors import BadRequest, Unavailable
+from edged.identity import effects
 from edged.identity.client import IdentityClient
 from edged.identity.grants import Ban
 from edged.identity.judge import shown
@@ -130,8 +131,9 @@ def add(
         reason=reason,
         expires_at=time.time() + hours * 3600 if hours else None,
     )
+    others = effects.of_ban(config, asked)
     made = ask(config, lambda identity: identity.add_ban(asked, me()))
-    click.echo(f"{made.id}: banned {_words(made)}; jobs {'kept' if keep_jobs else 'cancelled'}")
+    click.echo("\n".join([f"{made.id}: banned {_words(made)}; jobs {'kept' if keep_jobs else 'cancelled'}", *others]))
 
 
 @ban.command("list")

@@ -6,6 +6,7 @@ machine, on ports that were free a moment ago.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -17,14 +18,15 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edged.identity.testca import ThrowAwayCa
+from edged.identity.testca import HostFiles, ThrowAwayCa
 from edged.identity.testissuer import AUDIENCE, ThrowAwayIssuer
 from services.storage.xrootd import building
 from tests.support.local_accounts import ATLPRD, CMSPRD, PILOT1, LocalAccount, ensure
@@ -43,10 +45,20 @@ needs_xrootd = pytest.mark.skipif(
 def gate() -> Path:
     """edged's gate, compiled once a test run, where accounts can read it."""
     directory = Path(tempfile.mkdtemp(prefix="edged-gate-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     directory.chmod(0o755)
     library = directory / "libEdgedGate.so"
     building.build(library)
     return library
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that accounts reach: pytest closes its own to them at each start of any run."""
+    with tempfile.TemporaryDirectory(prefix="edged-xrootd-", ignore_cleanup_errors=True) as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
 
 
 def free_ports(count: int) -> list[int]:
@@ -221,6 +233,7 @@ class XrootdSite:
             "XRD_CONNECTIONWINDOW": "3",
             "XRD_REQUESTTIMEOUT": "20",
             "XRD_STREAMTIMEOUT": "20",
+            "XRD_STREAMERRORWINDOW": "8",
         }
 
     def fs(self, token: str, *words: str, **more: Any) -> Done:
@@ -263,10 +276,16 @@ class XrootdSite:
 
     # --- configuration
 
+    @functools.cached_property
+    def host(self) -> HostFiles:
+        """One certificate for as long as the site lives: a new one restarts the servers."""
+        host = self.ca.host(HOST, "127.0.0.1", "::1")
+        for file in (host.certificate, host.key):
+            os.chown(file, PILOT1.uid, PILOT1.uid)
+        self.ca.directory.chmod(0o755)
+        return host
+
     def _prepare(self) -> None:
-        for folder in (self.directory, *self.directory.parents):
-            if folder.stat().st_uid == os.geteuid() and str(folder).startswith(("/tmp/", "/dev/shm/")):
-                folder.chmod(0o755)
         for vo in self.vos:
             self.root(vo).mkdir(parents=True, exist_ok=True)
             os.chown(self.root(vo), self.accounts[vo].uid, self.accounts[vo].uid)
@@ -277,10 +296,7 @@ class XrootdSite:
 
     def tree(self) -> dict[str, Any]:
         """The configuration."""
-        host = self.ca.host(HOST, "127.0.0.1", "::1")
-        for file in (host.certificate, host.key):
-            os.chown(file, PILOT1.uid, PILOT1.uid)
-        self.ca.directory.chmod(0o755)
+        host = self.host
         for vo in self.vos:
             (self.directory / f"{vo}.jwks").write_text(json.dumps(self.issuers[vo].jwks()))
         xrootd = {

@@ -20,7 +20,7 @@ from edged.identity.client import Covers, Verdicts
 from edged.identity.packets import Packets
 from edged.identity.words import Principal
 from edged.logs import audit, get_logger
-from services.storage.xrootd import judging
+from services.storage.xrootd import judging, users
 from services.storage.xrootd.plan import Instance, Plan
 from services.storage.xrootd.probekey import ProbeKey
 
@@ -93,6 +93,9 @@ class Gate:
             self._judge(peer, server, bytes(packet))
             return
         word, _, name = bytes(packet[:256]).decode("ascii", "replace").partition(" ")
+        if word == "users" and peer.uid in (0, os.getuid()):
+            _send(peer, users.encode({name: list(one.seen) for name, one in self._servers.items()}))
+            return
         server = self._servers.get(name)
         if server is None or word not in ("ask", "watch") or not may_speak_for(peer.uid, server.instance):
             log.warning("gate refused", extra={"uid": peer.uid, "said": f"{word} {name}"[:100]})
@@ -172,10 +175,6 @@ class Gate:
             CUTS.inc()
             for peer in tuple(server.watching):
                 _send(peer, b"quit")
-
-    def users(self) -> dict[str, list[Principal]]:
-        """Instance → who has used it, for who asks what a ban would cut."""
-        return {name: list(server.seen) for name, server in self._servers.items()}
 
     def _tell_all(self, said: bytes) -> None:
         for server in self._servers.values():

@@ -17,7 +17,7 @@ from services.storage.xrootd.probekey import ProbeKey
 
 log = get_logger("services.storage.xrootd.probing")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 12.0  # a loaded server; one that hangs is told as missing after this
 
 UP = metrics.gauge("xrootd_probe_up", "1 while the server answered its last probe.", ("instance",))
 SECONDS = metrics.histogram("xrootd_probe_seconds", "Steps of the probes.", ("step",))
@@ -63,9 +63,10 @@ class Probing:
                     await self._again.wait()
             except TimeoutError:
                 pass
-            for instance in self._plan.instances:
-                if instance.role is not Role.PROXY:
-                    await self._one(instance)
+            async with asyncio.TaskGroup() as probes:  # one that hangs delays the word on no other
+                for instance in self._plan.instances:
+                    if instance.role is not Role.PROXY:
+                        probes.create_task(self._one(instance))
             pause = (
                 self._plan.settings.probe_s
                 if self.not_ready() is None

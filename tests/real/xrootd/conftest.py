@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.xrootd import XrootdSite
+from tests.support.xrootd import XrootdSite, scratch
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XrootdSite]:
-    with XrootdSite(tmp_path_factory.mktemp("xrootd")) as found:
+def site() -> Iterator[XrootdSite]:
+    with scratch() as directory, XrootdSite(directory) as found:
         yield found
 
 

@@ -103,7 +103,9 @@ WRITES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "scope", "path", "replace", "allowed"), WRITES, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(
+    ("name", "scope", "path", "replace", "allowed"), WRITES, ids=lambda value: str(value)[:24]
+)
 def test_writing(
     site: XrootdSite, files: Path, name: str, scope: str, path: str, replace: bool, allowed: bool
 ) -> None:
