@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -28,7 +28,7 @@ class Credential:
     """A certificate, its key and the chain above it."""
 
     certificate: x509.Certificate
-    key: rsa.RSAPrivateKey
+    key: ec.EllipticCurvePrivateKey
     chain: tuple[x509.Certificate, ...] = ()
 
     def pem(self) -> bytes:
@@ -42,7 +42,7 @@ class GridCa:
     def __init__(self, directory: Path, name: str = "Test Grid CA") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = _name(("DC", "org"), ("DC", "edged-test"), ("CN", name))
         self.revoked: list[int] = []
         self.certificate = self._root()
@@ -71,7 +71,7 @@ class GridCa:
 
     def user(self, name: str) -> Credential:
         """An end entity ``/DC=org/DC=edged-test/CN=name``."""
-        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        key = ec.generate_private_key(ec.SECP256R1())
         usage = x509.KeyUsage(True, False, True, False, False, False, False, False, False)
         certificate = (
             _builder(_name(("DC", "org"), ("DC", "edged-test"), ("CN", name)), self.name, key)
@@ -104,7 +104,7 @@ def proxy(
     owner: Credential, *, policy: bytes = INHERIT_ALL, hours: float = 12, subject: x509.Name | None = None
 ) -> Credential:
     """An RFC 3820 proxy of ``owner``, which may itself be one."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    key = ec.generate_private_key(ec.SECP256R1())
     serial = secrets.randbelow(1 << 62)
     number = x509.NameAttribute(NameOID.COMMON_NAME, str(serial))
     certificate = (
@@ -138,7 +138,9 @@ def _name(*parts: tuple[str, str]) -> x509.Name:
     return x509.Name([x509.NameAttribute(kinds[kind], value) for kind, value in parts])
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -154,5 +156,5 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.PEM)
 
 
-def _key(key: rsa.RSAPrivateKey) -> bytes:
+def _key(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())

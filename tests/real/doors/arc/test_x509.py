@@ -172,6 +172,7 @@ async def test_a_banned_subject_is_out_within_a_second(arc: ArcSite) -> None:
     carol = arc.grid.user("alice")
     async with arc.http(None, proxy(carol)) as rest:
         (row,) = await rest.submit("&(executable=/bin/sleep)(arguments=100)")
+        await rest.reached(row["id"], ("RUNNING",))
         admin = arc.site.token(groups=("/cms", "/site/admins"))
         async with arc.site.api("identity-api", admin) as identity:
             ban = await identity.call("POST", "/v1/bans", body={"issuer": "edged:jobs", "subject": ALICE})
