@@ -20,7 +20,9 @@ def problems(config: Config) -> Iterator[str]:
     yield from _accounts(config)
     yield from _queues(config)
     yield from _arc(config)
+    yield from _interlink(config)
     yield from _exports(config)
+    yield from _xrootd(config)
 
 
 def warnings(config: Config) -> Iterator[str]:
@@ -123,6 +125,27 @@ def _arc(config: Config) -> Iterator[str]:
         yield "tls.ca_directory: needed for the X.509 subjects of jobs.arc.subjects"
 
 
+def _interlink(config: Config) -> Iterator[str]:
+    """Accounts the interLink door claims by itself must be listed for it."""
+    if config.jobs is None or config.jobs.interlink is None:
+        return
+    door = config.jobs.interlink
+    claimed = {
+        account for one in config.identity.assertions if one.service == "jobs" for account in one.accounts
+    }
+    wanted = {f"rule[{n}].account": rule.account for n, rule in enumerate(door.rules) if rule.account}
+    wanted |= {f"subjects.{subject!r}": account for subject, account in door.subjects.items()}
+    if door.plugin is not None:
+        wanted["plugin.account"] = door.plugin.account
+    for where, account in wanted.items():
+        if account not in claimed:
+            yield f"jobs.interlink.{where}: no [[identity.assertions]] with service = 'jobs' has {account!r}"
+    if door.subjects and not (door.client_ca_file and door.listen):
+        yield "jobs.interlink.subjects: needs client_ca_file, and listeners of its own"
+    if door.runtime.kind != "none" and not door.runtime.images:
+        yield "jobs.interlink.runtime.images: empty: no pod could run; list beginnings of allowed images"
+
+
 def _exports(config: Config) -> Iterator[str]:
     if config.storage is None:
         return
@@ -131,3 +154,23 @@ def _exports(config: Config) -> Iterator[str]:
         if export.prefix in seen:
             yield f"storage.export[{index}].prefix: the same as storage.export[{seen[export.prefix]}].prefix"
         seen.setdefault(export.prefix, index)
+
+
+def _xrootd(config: Config) -> Iterator[str]:
+    if config.storage is None or config.storage.xrootd is None:
+        return
+    settings = config.storage.xrootd
+    labels = {export.label for export in config.storage.exports}
+    for name in settings.exports:
+        if name not in labels:
+            yield f"storage.xrootd.exports: no [[storage.export]] is named {name!r}"
+    if settings.proxy is not None and config.egress is None:
+        yield "storage.xrootd.proxy: needs [egress], whose rules say where it may go"
+    single = [settings.port, settings.cmsd_port, *([settings.proxy.port] if settings.proxy else [])]
+    if len(set(single)) != len(single):
+        yield "storage.xrootd.port: port, cmsd_port and proxy.port must differ"
+    count = len(config.storage.exports)
+    if count > 1 and any(settings.data_port <= port < settings.data_port + count for port in single):
+        yield f"storage.xrootd.data_port: the {count} ports from there on must differ from the others"
+    if config.tls.certificate is None:
+        yield "tls.certificate: needed for [storage.xrootd], whose tokens travel in TLS"

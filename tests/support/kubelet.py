@@ -169,7 +169,7 @@ def pod(
         api_version="v1", kind="Pod", metadata=meta,
         spec=k8s.V1PodSpec(**{"containers": list(containers) or [container()], **spec}),
     )  # fmt: skip
-    found: Pod = k8s.ApiClient().sanitize_for_serialization(made)
+    found: Pod = k8s.ApiClient().sanitize_for_serialization(made)  # type: ignore[no-untyped-call]
     found["metadata"]["creationTimestamp"] = None  # as Go writes it
     found["status"] = {"phase": "Pending"}  # an API server asks for such pods only
     return found

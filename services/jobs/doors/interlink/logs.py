@@ -109,6 +109,7 @@ class LogReader:
     async def _answer(self, request: web.BaseRequest, since: float | None) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Cache-Control": "no-store"})
         response.content_type = "text/plain"
+        response.force_close()
         await response.prepare(request)
         if self._file is not None:
             await self._first(response, self._file, since)

@@ -15,6 +15,7 @@ from services.jobs.doors.interlink.pods import AskedPod, NameOnly
 from services.jobs.doors.interlink.records import ContainerRecord, Past, PodRecord
 from services.jobs.model import Job, State
 
+MANY = 1_000_000  # what a job wrote must fit where Kubernetes puts it
 KILLED = 137
 SITE_FAILED = 143
 REASONS = {
@@ -108,7 +109,7 @@ def _container(asked: NameOnly, job: Job, record: ContainerRecord | None) -> Con
         state=state,
         last_state=_past(record.last) if record and record.last else _NEVER,
         ready=running,
-        restart_count=record.restarts if record else 0,
+        restart_count=max(0, min(record.restarts, MANY)) if record else 0,
         image=asked.image or "",
         started=running,
     )

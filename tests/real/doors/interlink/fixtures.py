@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,7 +21,7 @@ from tests.support.waiting import until_async
 
 __all__ = ["image_cache", "local_pods", "pods_on_slurm", "slurm"]
 
-ATLAS = {"wlcg.groups": ["/atlas"], "sub": "atlas-vk"}
+ATLAS: dict[str, Any] = {"wlcg.groups": ["/atlas"], "sub": "atlas-vk"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,9 +46,11 @@ async def local_pods() -> AsyncIterator[Site]:
             yield site
 
 
-async def answering(site: Site) -> None:
+async def answering(site: Site, service: str = "jobs", certificate: tuple[Path, Path] | None = None) -> None:
     """Until the site knows its issuer's keys."""
-    async with vk(site) as node:
+    async with kubelet(
+        site.url(service), site.token(sub="vk"), site.issuer.ca.file, certificate=certificate
+    ) as node:
 
         async def pinged() -> bool:
             return (await node.call("POST", "/pinglink", b""))[0] == 200
@@ -56,7 +59,7 @@ async def answering(site: Site) -> None:
 
 
 @asynccontextmanager
-async def vk(site: Site, **claims: object) -> AsyncIterator[Kubelet]:
+async def vk(site: Site, **claims: Any) -> AsyncIterator[Kubelet]:
     """A virtual kubelet of the site's issuer."""
     async with kubelet(site.url("jobs"), site.token(**{"sub": "vk", **claims}), site.issuer.ca.file) as one:
         yield one

@@ -252,7 +252,8 @@ async def test_both_shapes_of_create(local_pods: Site) -> None:
 
 
 async def test_a_ping_tells_what_there_is_and_drains(local_pods: Site) -> None:
-    admin = local_pods.token(**{"wlcg.groups": ["/cms", "/site/admins"]})
+    claims: dict[str, Any] = {"wlcg.groups": ["/cms", "/site/admins"]}
+    admin = local_pods.token(**claims)
     async with vk(local_pods) as node, local_pods.api(token=admin) as boss:
         status, body = await node.call("POST", "/pinglink", b"")
         answer = json.loads(body)

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kubernetes import client as k8s
 
 from edged.config.doors import InterLink, PodRule, Runtime
 from edged.errors import BadRequest, Denied, EdgeError
@@ -58,7 +59,7 @@ def test_anything_is_a_quantity_or_refused(text: str) -> None:
 def test_sizes_add_up_side_by_side_and_not_one_by_one() -> None:
     def using(name: str, cpu: str, memory: str) -> Any:
         found = container(name)
-        found.resources = {"limits": {"cpu": cpu, "memory": memory}}
+        found.resources = k8s.V1ResourceRequirements(limits={"cpu": cpu, "memory": memory})
         return found
 
     made = pod(using("a", "500m", "1Gi"), using("b", "1", "1Gi"), init_containers=[using("c", "4", "512Mi")])
