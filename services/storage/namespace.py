@@ -5,6 +5,7 @@ Pure. The kernel decides again beneath the export's root; what is refused here i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -16,6 +17,7 @@ from edged.errors import BadRequest, NotFound
 MAX_NAME = 255  # bytes; NAME_MAX of every file system we meet
 MAX_PATH = 4000  # bytes; below PATH_MAX, which counts the export's root too
 # RFC 3986 pchar without percent-encoding, so that an href is the path most clients would write
+PLAIN = re.compile(r"[A-Za-z0-9._-]+")  # nearly every name: needs no escape in URLs, XML or HTML
 SAFE = "!$&'()*+,;=:@~-._"
 
 
@@ -73,6 +75,8 @@ class Above:
 
 def escape(name: str) -> str:
     """One segment, percent-encoded for an href. Names on disk that are not UTF-8 arrive as surrogates."""
+    if PLAIN.fullmatch(name):
+        return name
     return quote(name.encode("utf-8", "surrogateescape"), safe=SAFE)
 
 

@@ -20,6 +20,7 @@ from edged.errors import NoSpace
 from services.storage.conditions import etag
 from services.storage.davxml import DAV, Change, Name
 from services.storage.locks import Lock, active_lock_xml
+from services.storage.namespace import PLAIN
 
 APACHE = "http://apache.org/dav/props/"
 LCGDM = "LCGDM:"
@@ -86,8 +87,8 @@ ACTIVE_TYPES = frozenset(
 
 def display_name(name: str) -> str:
     """For XML: what XML 1.0 cannot say (control characters, lone surrogates) becomes U+FFFD."""
-    if name.isascii() and name.isprintable():
-        return xml_escape(name)
+    if PLAIN.fullmatch(name):
+        return name
     return xml_escape("".join(c if c >= " " and not "\ud800" <= c <= "\udfff" else "\ufffd" for c in name))
 
 

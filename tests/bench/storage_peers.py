@@ -140,7 +140,7 @@ class Ground:
     def apache(self) -> Server:
         """mod_dav over plain http, for listings."""
         root, port = self.files("apache"), free_port()
-        modules = ["mpm_event", "authz_core", "dav", "dav_fs", "unixd", "mime"]
+        modules = ["mpm_event", "authz_core", "dav", "dav_fs"]
         lines = [f"LoadModule {m}_module /usr/lib/apache2/modules/mod_{m}.so" for m in modules]
         lines += [
             f"ServerRoot {self.directory}",
@@ -149,7 +149,6 @@ class Ground:
             f"PidFile {self.directory}/apache.pid",
             f"ErrorLog {self.directory}/apache.err",
             f"DavLockDB {self.directory}/davlock",
-            "TypesConfig /etc/mime.types",
             "User nobody",
             "Group nogroup",
             f"DocumentRoot {root}",

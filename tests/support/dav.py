@@ -89,7 +89,7 @@ class Dav:
         """The URL of a name."""
         return self.site.base + self.full(name)
 
-    def __call__(self, method: str, name: str = "", body: bytes | None = None, **headers: str) -> Answer:
+    def __call__(self, method: str, name: str = "", body: bytes | None = None, /, **headers: str) -> Answer:
         """One request; ``Want_Digest="adler32"`` becomes the header Want-Digest."""
         given = {key.replace("_", "-"): value for key, value in headers.items()}
         if self.token is not None and "Authorization" not in given:

@@ -112,7 +112,7 @@ def test_metrics(site: StorageSite, dav: Dav) -> None:
     page = site.metrics()
     assert 'edged_storage_bytes_total{kind="write",vo="cms"}' in page
     assert 'edged_storage_space_used_bytes{export="cms"}' in page
-    assert dav.token not in site.log.read_text()
+    assert str(dav.token) not in site.log.read_text()
 
 
 async def test_a_ban_closes_running_transfers_within_a_second(site: StorageSite, dav: Dav) -> None:
