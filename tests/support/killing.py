@@ -32,7 +32,9 @@ class Found:
 class Killing:
     """``points`` kills, ``per_point`` submissions around each."""
 
-    def __init__(self, site: Site, *, seed: int, points: int, per_point: int) -> None:
+    def __init__(
+        self, site: Site, *, seed: int, points: int, per_point: int, queues: tuple[str, ...] = ()
+    ) -> None:
         self.site = site
         self.points = points
         self.per_point = per_point
@@ -41,6 +43,7 @@ class Killing:
         self.ids: dict[str, str] = {}
         self.killed: Counter[str] = Counter()
         self.runs = site.root / "runs"
+        self.queues = queues
 
     async def run(self) -> Found:
         """Submit, kill, start again, submit again what got no answer, and count at the end."""
@@ -60,6 +63,8 @@ class Killing:
 
     async def _submit(self, key: str) -> None:
         body = {"script": f"#!/bin/sh\nmktemp {self.runs}/{key}.XXXXXXXX\n", "key": key}
+        if self.queues:
+            body["queue"] = self.queues[len(self.keys) % len(self.queues)]
         with suppress(EdgeError):
             async with self.site.api() as api:
                 self.ids[key] = (await api.call("POST", "/v1/jobs", body=body))["id"]

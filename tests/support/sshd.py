@@ -91,6 +91,12 @@ class Sshd:
         self.daemon.start()
         until(self._answers, "sshd", 10)
 
+    def trust(self, authority: str) -> None:
+        """Trust this SSH CA from now on."""
+        self._authority = authority
+        self.stop()
+        self.start()
+
     def revoke(self, krl: bytes) -> None:
         """A new revocation list; sshd reads it at each login."""
         (self.root / "revoked").write_bytes(krl)

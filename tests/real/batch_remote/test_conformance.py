@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from services.jobs.batch.conformance import Conformance, Subject
+from services.jobs.batch.conformance import Conformance
 from services.jobs.batch.protocol import BatchRef, GpuRequest
 from tests.real.batch_remote.reaching import (
     RemoteSubject,
@@ -54,16 +55,13 @@ async def both(slurm: SlurmTestbed) -> AsyncIterator[Both]:
     scratch.remove()
 
 
-class TestSsh(Conformance):
-    @pytest.fixture
-    def subject(self, both: Both) -> Subject:
-        return both.ssh
-
-
-class TestSlurmRest(Conformance):
-    @pytest.fixture
-    def subject(self, both: Both) -> Subject:
-        return both.rest
+@pytest.mark.parametrize("name", [name for name in vars(Conformance) if name.startswith("test_")])
+async def test_suite(both: Both, name: str) -> None:
+    """One test of the suite, by both ways at once: most of its time is Slurm's own."""
+    test = getattr(Conformance(), name)
+    async with asyncio.TaskGroup() as tasks:
+        for way in (both.ssh, both.rest):
+            tasks.create_task(test(way), name=way.system.name)
 
 
 async def test_a_job_of_one_way_is_found_by_the_other(both: Both) -> None:

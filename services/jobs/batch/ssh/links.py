@@ -196,6 +196,8 @@ class Links:
             agent_path=None,
             preferred_auth="publickey",
             gss_host=None,
+            x509_trusted_certs=None,  # nothing from anybody's home directory
+            x509_trusted_cert_paths=[],
             compression_algs=None,
             keepalive_interval=self.cluster.keepalive_s,
             keepalive_count_max=2,

@@ -1,0 +1,175 @@
+"""A whole site with nothing but SSH, and a slurmrestd, between it and its Slurm: the real daemon, real kills."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.real.batch_remote.reaching import Scratch
+from tests.support import local_accounts
+from tests.support.killing import Killing
+from tests.support.site import Site, ended, output, queue, reached
+from tests.support.slurm import SlurmTestbed
+from tests.support.sshd import Sshd
+
+pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+
+
+@dataclass
+class Far:
+    site: Site
+    node: Sshd
+    scratch: Scratch
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def far(slurm: SlurmTestbed) -> AsyncIterator[Far]:
+    """Queue ``far`` by SSH, queue ``rest`` by slurmrestd with its files by SSH, queue ``here`` by local clients."""
+    scratch = Scratch()
+    with (
+        tempfile.TemporaryDirectory(prefix="edged-far-") as name,
+        Sshd(environment=slurm.environment) as node,
+    ):
+        root = Path(name)
+        site = Site(root)
+        for account in ("cmsprd", "atlprd"):
+            scratch.account(account)
+        site.sections.update(_sections(site, root, node, scratch, slurm))
+        async with site.running():
+            node.trust((root / "state/identity/ssh_ca.pub").read_text().strip())
+            yield Far(site, node, scratch)
+    scratch.remove()
+
+
+def _sections(site: Site, root: Path, node: Sshd, scratch: Scratch, slurm: SlurmTestbed) -> dict[str, Any]:
+    local_accounts.ensure()
+    key = root / "jwt.key"
+    key.write_bytes(slurm.layout.jwt_key.read_bytes())
+    key.chmod(0o644)  # one daemon for all services here; at a site only identity's user reads it
+    return {
+        "accounts": {"mode": "accountd", "minimum_uid": 1000},
+        "mapping": [
+            {"issuer": site.issuer.url, "groups": ["/atlas"], "account": "atlprd", "class": "production", "vo": "atlas"},
+            {"issuer": site.issuer.url, "groups": ["/cms"], "account": "cmsprd", "class": "production"},
+        ],
+        "identity": {
+            "listen": ["127.0.0.1:0"],
+            "admins": ["/site/admins"],
+            "ssh": {"accounts": ["cmsprd"], "life_s": 600},
+        },
+        "jobs": {
+            "listen": ["127.0.0.1:0"],
+            "batch": "slurm",
+            "sessions": str(root / "sessions"),
+            "slurm_conf": slurm.environment["SLURM_CONF"],
+            "poll_s": 0.5,
+            "settle_s": 6,
+            "client_deadline_s": 12,
+            "cluster": [
+                {
+                    "name": "login",
+                    "kind": "ssh",
+                    "login": [node.login],
+                    "host_keys": [node.host_key],
+                    "sessions": scratch.template,
+                },
+                {
+                    "name": "restd",
+                    "kind": "slurmrest",
+                    "url": f"unix:{slurm.layout.rest_socket}",
+                    "jwt_key": str(key),
+                    "sessions": scratch.template,
+                    "sessions_by": "login",
+                },
+            ],
+            "queue": [
+                queue("far", batch="login", partition="cpu"),
+                queue("rest", batch="restd", partition="cpu"),
+                queue("here", batch="slurm", partition="cpu"),
+            ],
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("queue_name", ["far", "rest", "here"])
+async def test_a_queue_chooses_its_way(far: Far, queue_name: str) -> None:
+    async with far.site.api() as api:
+        body = {
+            "script": "#!/bin/sh\ncat data/in; id -un; pwd; exit 4\n",
+            "queue": queue_name,
+            "inputs": ["data/in"],
+        }
+        job = await api.call("POST", "/v1/jobs", body=body)
+        async with api.request("PUT", f"/v1/jobs/{job['id']}/files/data/in", data=b"sent\n" * 1000):
+            pass
+        view = await ended(api, job["id"], 90)
+        assert (view["state"], view["exit_code"], view["account"]) == ("FAILED", 4, "cmsprd"), view
+        text = await output(api, job["id"])
+        session = far.scratch.account("cmsprd") if queue_name != "here" else far.site.root / "sessions/cmsprd"
+        assert text == "sent\n" * 1000 + f"cmsprd\n{session}/{job['id']}\n"
+        async with api.request("GET", f"/v1/jobs/{job['id']}/logs", query={"lines": 1}) as response:
+            assert await response.text() == f"{session}/{job['id']}\n"
+        async with api.session.get(
+            f"{api.url}/v1/jobs/{job['id']}/files/stdout",
+            headers={"Authorization": f"Bearer {api.token}", "Range": "bytes=5-8"},
+        ) as response:
+            assert (response.status, await response.read()) == (206, b"sent")
+        files = await api.call("GET", f"/v1/jobs/{job['id']}/files")
+        assert sorted(f["name"] for f in files["files"]) == ["data/in", "stderr", "stdout"]
+        await api.call("DELETE", f"/v1/jobs/{job['id']}")
+        assert not (session / job["id"]).exists()
+
+
+async def test_links_out_of_the_session_are_not_followed(far: Far) -> None:
+    async with far.site.api() as api:
+        script = "#!/bin/sh\nln -s /etc/passwd file; ln -s /etc folder; mkdir d; ln -s /etc/hosts d/x\n"
+        job = await api.call("POST", "/v1/jobs", body={"script": script, "queue": "far"})
+        assert (await ended(api, job["id"], 90))["state"] == "FINISHED"
+        for name in ("file", "folder/passwd", "d/x"):
+            async with api.session.get(
+                f"{api.url}/v1/jobs/{job['id']}/files/{name}",
+                headers={"Authorization": f"Bearer {api.token}"},
+            ) as response:
+                assert response.status in (403, 404, 405), (name, response.status)
+        await api.call("DELETE", f"/v1/jobs/{job['id']}")
+        assert Path("/etc/passwd").exists()
+
+
+async def test_cancelling_reaches_the_far_side(far: Far) -> None:
+    async with far.site.api() as api:
+        for name in ("far", "rest"):
+            job = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nsleep 300\n", "queue": name})
+            await reached(api, job["id"], ("RUNNING",))
+            await api.call("POST", f"/v1/jobs/{job['id']}/cancel")
+            assert (await ended(api, job["id"], 60))["state"] == "KILLED"
+
+
+async def test_another_account_is_another_login(far: Far) -> None:
+    token = far.site.token(groups=("/atlas",))
+    async with far.site.api(token=token) as api:
+        job = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nid -un\n", "queue": "far"})
+        assert (await ended(api, job["id"], 60))["state"] == "FINISHED"
+        assert await output(api, job["id"]) == "atlprd\n"
+
+
+@pytest.mark.timeout(200)
+async def test_kills_lose_and_double_nothing(far: Far) -> None:
+    """kill -9 of the daemon, and of the connection, while jobs are submitted by both ways."""
+
+    class CuttingToo(Killing):
+        async def _kill(self) -> None:
+            if self.random.random() < 0.5:
+                self.killed["connection"] += 1
+                far.node.cut()
+            else:
+                await super()._kill()
+
+    found = await CuttingToo(far.site, seed=9, points=6, per_point=3, queues=("far", "rest")).run()
+    assert (found.lost, found.doubled) == ([], []), found
+    assert found.finished == found.acknowledged
