@@ -5,6 +5,7 @@ Source of the format: man(7), man-pages(7).
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def _page(command: click.Command, context: click.Context, name: str) -> str:
         ".SH SYNOPSIS",
         f"\\fB{_text(context.command_path)}\\fR {_text(' '.join(command.collect_usage_pieces(context)))}",
         ".SH DESCRIPTION",
-        *_description(command.help or ""),
+        *_description(inspect.cleandoc(command.help or "")),
         *_parameters(command, context),
         *_below(command, context, name),
         *_see_also(context, name),

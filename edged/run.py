@@ -34,7 +34,7 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
     logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
-    services.known()  # imported before root is given up: the interpreter may be readable by root only
+    services.known(only)  # imported before root is given up: the interpreter may be readable by root only
     beside = start_privileged(config, config_file) if not only else Privileged()
     status = 0
     try:

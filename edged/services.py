@@ -10,11 +10,14 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from edged.config import Config
 from edged.errors import ConfigError
 from edged.lifecycle import Service
-from edged.state import Store
+
+if TYPE_CHECKING:  # a process without a database does not load what databases need
+    from edged.state import Store
 
 # Who is asked first is started first: identity before those who need verdicts.
 ORDER = ("identity", "issuers", "identity-api", "jobs", "storage", "xrootd", "cache", "egress", "portal")
@@ -37,25 +40,21 @@ class Context:
 Build = Callable[[Config, Context], list[Service]]
 
 
-def known() -> dict[str, Build]:
-    """Service name → its build function, in start order."""
+def known(only: tuple[str, ...] = ()) -> dict[str, Build]:
+    """Service name → its build function, in start order. ``only`` these are imported, when any are named.
+
+    Raises ConfigError for an unknown name.
+    """
     found = {point.name: point for point in entry_points(group="edged.services")}
     names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return {name: found[name].load() for name in names}
+    if unknown := [name for name in only if name not in found]:
+        raise ConfigError([f"{name}: no such service; there are {', '.join(names)}" for name in unknown])
+    return {name: found[name].load() for name in names if not only or name in only}
 
 
 def build(config: Config, context: Context, only: tuple[str, ...] = ()) -> list[Service]:
     """The services of this process. Raises ConfigError for an unknown name in ``only``."""
-    builders = known()
-    unknown = [name for name in only if name not in builders]
-    if unknown:
-        raise ConfigError([f"{name}: no such service; there are {', '.join(builders)}" for name in unknown])
-    return [
-        service
-        for name, make in builders.items()
-        if not only or name in only
-        for service in make(config, context)
-    ]
+    return [service for make in known(only).values() for service in make(config, context)]
 
 
 def stores(config: Config) -> list[Store]:

@@ -42,6 +42,7 @@ REFUSED = metrics.counter(
 )
 
 UNAUTHENTICATED = "edged.unauthenticated"  # a handler's own refusal of a credential: response[it] = True
+FIRST_REQUEST_S = 1.0  # when stopping: for connections accepted already to say what they came for
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "MKCOL", "PROPFIND", "PROPPATCH"}
     | {"COPY", "MOVE", "LOCK", "UNLOCK"}
@@ -74,6 +75,9 @@ class HttpServer:
         self._inherited = list(inherited or ())
         self._deadline_s = stop_deadline_s
         self._room = asyncio.Event()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._unheard: set[RequestHandler] = set()  # connections that have not sent a request yet
+        self._all_heard = asyncio.Event()
         self._opened = OPEN.labels(name)
         self._seconds = SECONDS.labels(name)
 
@@ -92,7 +96,7 @@ class HttpServer:
             auto_decompress=False,
             handler_cancellation=True,
         )
-        accepting = [tasks.create_task(self._accept(sock, server)) for sock in socks]
+        accepting = [tasks.create_task(self._accept(sock, server, tasks)) for sock in socks]
         if self._tls is not None:
             accepting.append(tasks.create_task(self._tls.watch()))
         try:
@@ -103,29 +107,48 @@ class HttpServer:
             await asyncio.gather(*accepting, return_exceptions=True)
             for sock in socks:
                 sock.close()
+            await self._hear_out()
             server.pre_shutdown()
             await server.shutdown(self._deadline_s)
 
-    async def _accept(self, listener: socket.socket, server: web.Server) -> None:
+    async def _hear_out(self) -> None:
+        """Whoever was accepted is answered, though we are stopping: nobody is refused by a restart."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(FIRST_REQUEST_S, self._deadline_s)):
+                while self._handshakes or self._unheard:
+                    if self._handshakes:
+                        await asyncio.wait(tuple(self._handshakes))
+                    else:
+                        self._all_heard.clear()
+                        await self._all_heard.wait()
+        for task in tuple(self._handshakes):
+            task.cancel()
+        await asyncio.gather(*self._handshakes, return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket, server: web.Server, tasks: asyncio.TaskGroup) -> None:
         """Take connections while there is room; the rest waits in the kernel's backlog."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.TaskGroup() as handshakes:
-            while True:
-                await self._room.wait()
-                try:
-                    sock, peer = await loop.sock_accept(listener)
-                except OSError as error:  # EMFILE, ECONNABORTED: nothing of ours broke
-                    log.warning("accept failed", extra={"reason": str(error)})
-                    await asyncio.sleep(0.05)
-                    continue
-                source = source_of(peer[0]) if isinstance(peer, tuple) else "unix"
-                if not self.connections.take(source):
-                    REFUSED.labels(self.name).inc()
-                    sock.close()
-                    continue
-                if self.connections.total >= self.front.limits.connections:
-                    self._room.clear()
-                handshakes.create_task(self._serve(sock, source, server))
+        while True:
+            await self._room.wait()
+            try:
+                sock, peer = listener.accept()  # no await between this and its task: none is lost at a stop
+            except BlockingIOError:
+                await _readable(listener)
+                continue
+            except OSError as error:  # EMFILE, ECONNABORTED: nothing of ours broke
+                log.warning("accept failed", extra={"reason": str(error)})
+                await asyncio.sleep(0.05)
+                continue
+            sock.setblocking(False)
+            source = source_of(peer[0]) if isinstance(peer, tuple) else "unix"
+            if not self.connections.take(source):
+                REFUSED.labels(self.name).inc()
+                sock.close()
+                continue
+            if self.connections.total >= self.front.limits.connections:
+                self._room.clear()
+            task = tasks.create_task(self._serve(sock, source, server))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
 
     async def _serve(self, sock: socket.socket, source: str, server: web.Server) -> None:
         """Hand one connection to aiohttp, after its TLS handshake."""
@@ -152,15 +175,24 @@ class HttpServer:
                 raise
 
     def _protocol(self, server: web.Server, source: str) -> _Connection:
-        return _Connection(server, source=source, on_close=self._closed)
+        connection = _Connection(server, source=source, on_close=self._closed)
+        self._unheard.add(connection)
+        return connection
 
-    def _closed(self, source: str) -> None:
-        self.connections.give(source)
+    def _heard(self, connection: RequestHandler) -> None:
+        self._unheard.discard(connection)
+        if not self._unheard:
+            self._all_heard.set()
+
+    def _closed(self, connection: _Connection) -> None:
+        self._heard(connection)
+        self.connections.give(connection.source)
         self._opened.dec()
         self._room.set()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request: id, limits, handler, problem, access log."""
+        self._heard(request.protocol)
         started = time.perf_counter()
         rid = secrets.token_hex(8)
         mark = request_id.set(rid)
@@ -209,12 +241,12 @@ class HttpServer:
 class _Connection(RequestHandler):
     """aiohttp's protocol, which also gives its place back when it ends."""
 
-    __slots__ = ("_on_close", "_source")
+    __slots__ = ("_on_close", "source")
 
-    def __init__(self, server: web.Server, *, source: str, on_close: Callable[[str], None]) -> None:
+    def __init__(self, server: web.Server, *, source: str, on_close: Callable[[_Connection], None]) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **server._kwargs)
-        self._source = source
-        self._on_close: Callable[[str], None] | None = on_close
+        self.source = source
+        self._on_close: Callable[[_Connection], None] | None = on_close
 
     def handle_error(
         self,
@@ -239,5 +271,15 @@ class _Connection(RequestHandler):
     def release(self) -> None:
         """Give the place back once."""
         if self._on_close is not None:
-            self._on_close(self._source)
+            self._on_close(self)
             self._on_close = None
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(sock, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(sock)

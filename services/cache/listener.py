@@ -180,7 +180,9 @@ class Listener:
         """Let answers under way finish; idle connections close at once."""
         self.stopping = True
         for connection in list(self._open):
-            if not connection.busy:
+            if not connection.busy and not connection.closed:
+                connection.on_readable()  # what was asked before we stopped is answered
+            if not connection.busy and not connection.closed:
                 connection.close()
         if self._open:
             self._empty.clear()
