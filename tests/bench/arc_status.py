@@ -18,6 +18,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,16 +104,19 @@ async def measured(server: Server, *, jobs: int = 10_000) -> dict[str, float]:
 
     async def post(session: aiohttp.ClientSession, action: str, data: bytes) -> list[dict[str, Any]]:
         async with session.post(f"{server.base}/jobs?action={action}", data=data) as answer:
-            assert answer.status == 201, (answer.status, answer.reason)
-            found = json.loads(await answer.read())["job"]
+            body = await answer.read()
+            assert answer.status == 201 and body, (answer.status, answer.reason, body)
+            found = json.loads(body)["job"]
         return found if isinstance(found, list) else [found]
 
     async def submit(session: aiohttp.ClientSession, data: bytes) -> None:
         made.extend(row["id"] for row in await post(session, "new", data))
 
     async def anew() -> None:
-        async with server.session(keep=False) as session:
-            await submit(session, XRSL.encode())
+        while True:  # A-REX 6.17 fails some handshakes
+            with suppress(aiohttp.ClientConnectorSSLError):
+                async with server.session(keep=False) as session:
+                    return await submit(session, XRSL.encode())
 
     async with server.session() as session:
         bulk = ("<ActivityDescriptions>" + ADL * 100 + "</ActivityDescriptions>").encode()
@@ -137,7 +141,7 @@ async def measured(server: Server, *, jobs: int = 10_000) -> dict[str, float]:
 
         async def listed() -> None:
             async with session.get(f"{server.base}/jobs") as answer:
-                assert len(json.loads(await answer.read())["job"]) >= jobs
+                assert answer.status == 200 and len(await answer.read()) > 20 * jobs, answer.reason
 
         spent[f"list {len(made)}"] = await server.cost(f"GET /jobs of {len(made):,}", 20, 1, listed)
         print(f"  memory of all processes: {sum(map(_memory, server.pids())) >> 20} MiB")
