@@ -77,6 +77,8 @@ def _tls(config: Config, settings: InterLink) -> ServerTls:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError([f"jobs.interlink.client_ca_file: {error}"]) from None
         tls.context.verify_mode = ssl.CERT_REQUIRED
+    # a virtual kubelet's connections share no session: tickets would only cost (tests/bench/interlink_status.py)
+    tls.context.num_tickets = 0
     return tls
 
 

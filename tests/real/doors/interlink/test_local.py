@@ -140,6 +140,13 @@ async def test_words_and_variables_arrive_unharmed(local_pods: Site) -> None:
         assert json.loads(await node.text(one)) == [[NASTY, "", "it-$(NONE)-$(NAME)"], NASTY, "<it>"]
 
 
+def namespace_as(path: str) -> k8s.V1DownwardAPIVolumeFile:
+    """The pod's namespace as a file."""
+    return k8s.V1DownwardAPIVolumeFile(
+        path=path, field_ref=k8s.V1ObjectFieldSelector(field_path="metadata.namespace")
+    )
+
+
 async def test_objects_become_files_and_are_gone_at_the_end(local_pods: Site) -> None:
     data = local_pods.root / "data"
     (data / "here").write_text("from the node\n")
@@ -156,15 +163,15 @@ async def test_objects_become_files_and_are_gone_at_the_end(local_pods: Site) ->
             k8s.V1Volume(name="secret", secret=k8s.V1SecretVolumeSource(secret_name="keys", default_mode=0o644)),
             k8s.V1Volume(
                 name="config",
-                config_map=k8s.V1ConfigMapVolumeSource(name="settings", items=[k8s.V1KeyToPath(key="k", path="sub/file")]),
+                config_map=k8s.V1ConfigMapVolumeSource(
+                    name="settings", items=[k8s.V1KeyToPath(key="k", path="sub/file")]
+                ),
             ),
             k8s.V1Volume(name="token", projected=k8s.V1ProjectedVolumeSource(sources=[])),
             k8s.V1Volume(name="host", host_path=k8s.V1HostPathVolumeSource(path=str(data))),
             k8s.V1Volume(
                 name="labels",
-                downward_api=k8s.V1DownwardAPIVolumeSource(
-                    items=[k8s.V1DownwardAPIVolumeFile(path="name", field_ref=k8s.V1ObjectFieldSelector(field_path="metadata.namespace"))]
-                ),
+                downward_api=k8s.V1DownwardAPIVolumeSource(items=[namespace_as("name")]),
             ),
         ],
         restart_policy="Never",

@@ -94,9 +94,9 @@ async def test_slurms_cause_is_in_the_message(pods_on_slurm: Site, slurm: SlurmT
     )
     async with vk(pods_on_slurm) as node:
         stopped, deleted = pod(forever), pod(forever)
-        refused = pod(container(), annotations={"slurm-job.vk.io/flags": "--cpus-per-task=200"})
+        impossible = pod(container(), annotations={"slurm-job.vk.io/flags": "--cpus-per-task=200"})
         job = await node.created(stopped)
-        for one in (deleted, refused):
+        for one in (deleted, impossible):
             await node.created(one)
         for one in (stopped, deleted):
             await node.until(one, lambda s: "running" in s["containers"][0]["state"])
@@ -109,8 +109,9 @@ async def test_slurms_cause_is_in_the_message(pods_on_slurm: Site, slurm: SlurmT
         assert "by the site" in end["message"]
         assert "cancelled by owner" in (await node.ended(deleted))["main"]["message"]
         assert (await node.text(deleted)).startswith("begun\n")
-        end = (await node.ended(refused))["main"]
-        assert (end["reason"], end["exitCode"]) == ("Refused", 1)
+        end = (await node.ended(impossible))["main"]
+        assert (end["reason"], end["exitCode"]) == ("Unschedulable", 1)
+        assert "it could never start" in end["message"]
 
 
 async def test_the_batch_systems_term_reaches_the_container(pods_on_slurm: Site, slurm: SlurmTestbed) -> None:
