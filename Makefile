@@ -2,8 +2,10 @@
 PYTHON ?= $(shell .ci/python)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# test processes: tests wait for real daemons more than they compute
+WORKERS ?= 3
 
-.PHONY: demo test lint format unit lock slurm clean help
+.PHONY: demo test lint format unit lock slurm wheelhouse clean help
 
 help:
 	@echo "make demo   the whole suite on this machine, walked by real requests"
@@ -16,7 +18,7 @@ demo: $(VENV)/runtime.stamp
 test: $(VENV)/test.stamp
 	@.ci/packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -43,6 +45,9 @@ $(VENV)/test.stamp: $(VENV)/bin/python requirements-test.lock pyproject.toml
 lock: $(VENV)/test.stamp
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --extra test --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -o requirements-test.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra build --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 -c requirements-test.lock -o requirements.lock
+
+wheelhouse: $(VENV)/test.stamp
+	@.ci/wheelhouse $(VENV) dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
