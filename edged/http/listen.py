@@ -59,5 +59,8 @@ def address_of(sock: socket.socket) -> str:
 def listeners(addresses: Iterable[str], inherited: list[socket.socket] | None) -> list[socket.socket]:
     """The inherited sockets when there are any, else new ones on ``addresses``."""
     if inherited:
-        return [sock.dup() for sock in inherited]
+        found = [sock.dup() for sock in inherited]
+        for sock in found:  # dup() restores Python's idea of the timeout, on the description all processes share
+            sock.setblocking(False)
+        return found
     return [bind(address) for address in addresses]
