@@ -103,7 +103,8 @@ async def measured(server: Server, *, jobs: int = 10_000) -> dict[str, float]:
     made: list[str] = []
 
     async def post(session: aiohttp.ClientSession, action: str, data: bytes) -> list[dict[str, Any]]:
-        async with session.post(f"{server.base}/jobs?action={action}", data=data) as answer:
+        kind = {"Content-Type": "application/json"} if action != "new" else {}
+        async with session.post(f"{server.base}/jobs?action={action}", data=data, headers=kind) as answer:
             body = await answer.read()
             assert answer.status == 201 and body, (answer.status, answer.reason, body)
             found = json.loads(body)["job"]
