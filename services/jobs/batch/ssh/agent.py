@@ -18,7 +18,7 @@ import asyncssh
 
 from edged.accounts.clients import Finished
 from edged.config.batch import SshCluster
-from edged.errors import BadRequest, Conflict, EdgeError, NoSpace, Unavailable
+from edged.errors import Conflict, Denied, EdgeError, NoSpace, Unavailable
 from edged.lifecycle import Background
 from edged.logs import get_logger
 
@@ -219,7 +219,7 @@ def _raise(head: Mapping[str, Any]) -> None:
         case "locked":
             raise Conflict("a client still runs")
         case "refused":
-            error: EdgeError = BadRequest("the helper on the login node refuses this", detail=words)
+            error: EdgeError = Denied("the helper on the login node refuses this", detail=words)
         case "os" if head.get("errno") in _FULL:
             error = NoSpace("no space on the far side", detail=words)
         case _:

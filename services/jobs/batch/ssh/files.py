@@ -98,9 +98,16 @@ class SftpSessions:
             root = self._root(grant, job)
             parents = {str(PurePosixPath(name).parent) for name in files}
             for folder in (root, *sorted(f"{root}/{parent}" for parent in parents - {"."})):
-                await self._step(link, sftp.makedirs(folder, exist_ok=True))
+                await self._folder(link, sftp, folder)
             for name, (content, mode) in files.items():
                 await self._write(link, sftp, f"{root}/{name}", content, mode)
+
+    async def _folder(self, link: Link, sftp: asyncssh.SFTPClient, path: str) -> None:
+        """The directory, with those above it; the usual case is one request."""
+        with suppress(Conflict, NotFound, Unavailable):
+            await self._step(link, sftp.mkdir(path))
+            return
+        await self._step(link, sftp.makedirs(path, exist_ok=True))
 
     async def _write(
         self, link: Link, sftp: asyncssh.SFTPClient, path: str, content: bytes, mode: int
@@ -122,7 +129,7 @@ class SftpSessions:
         check_name(name)
         path = f"{self._root(grant, job)}/{name}"
         async with self._sftp(grant, Action.JOB_STAGE) as (link, sftp):
-            await self._step(link, sftp.makedirs(str(PurePosixPath(path).parent), exist_ok=True))
+            await self._folder(link, sftp, str(PurePosixPath(path).parent))
             async with self._appearing(link, sftp, path, mode or 0o600) as handle:
                 size = 0
                 async for block in content:
