@@ -163,9 +163,8 @@ async def report(site: Site, pid: int, pods: list[Pod], rounds: int) -> None:
     bodies = [json.dumps([one]).encode() for one in pods]
     base = sockets(pid)
     idle = await used(pid, asyncio.sleep(5.0 * rounds))
-    print(
-        f"pods {len(pods)}, sockets {base}, without calls {idle / (5 * rounds) * 100:.1f} % of a core, not counted below"
-    )
+    share = idle / (5 * rounds) * 100
+    print(f"pods {len(pods)}, sockets {base}, without calls {share:.1f} % of a core, not counted below")
     ours, ours_cpu = await loops(site.url("interlink"), token, ca, bodies, rounds, pid)
     at_end, begun = sockets(pid), time.monotonic()
     while sockets(pid) > base + 2 and time.monotonic() - begun < 20:

@@ -23,10 +23,10 @@ async def test_containers_with_everything(pods_on_slurm: Site) -> None:
         k8s.V1VolumeMount(name="keys", mount_path="/etc/keys", read_only=True),
         k8s.V1VolumeMount(name="settings", mount_path="/etc/one.conf", sub_path="one.conf"),
     ]
-    script = 'cat /etc/keys/password /etc/one.conf /work/made; id -u; pwd; echo "$GREETING"; touch /etc/keys/x || exit 5'
+    show = 'cat /etc/keys/password /etc/one.conf /work/made; id -u; pwd; echo "$GREETING"'
     one = pod(
         container(
-            script=script,
+            script=f"{show}; touch /etc/keys/x || exit 5",
             volume_mounts=mounts,
             working_dir="/tmp",
             env=[
