@@ -170,7 +170,9 @@ class Jobs:
 
     async def _each(self, call: Exchange, act: Act) -> web.Response:
         rows: list[Row] = []
-        for some in batched(await self._named(call), AT_ONCE):  # together they share one commit of the journal
+        for some in batched(
+            await self._named(call), AT_ONCE
+        ):  # together they share one commit of the journal
             rows += await asyncio.gather(*[self._tried(call.caller, name, act) for name in some])
         return formats.answer({"job": rows}, "jobs", call.format, 201)
 
