@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.connection import ConnectionBase
+from ansible.errors import AnsibleConnectionFailure  # type: ignore[import-untyped]
+from ansible.plugins.connection import ConnectionBase  # type: ignore[import-untyped]
 
 DOCUMENTATION = """
 name: machine
@@ -27,40 +28,40 @@ extends_documentation_fragment:
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Connection(ConnectionBase):
+class Connection(ConnectionBase):  # type: ignore[misc]
     """One machine."""
 
     transport = "machine"
     has_pipelining = True
 
-    def _connect(self):
+    def _connect(self) -> Connection:
         if not Path(f"/proc/{self.get_option('leader')}").is_dir():
             raise AnsibleConnectionFailure("the machine is gone")
         self._connected = True
         return self
 
-    def _inside(self, argv, data=b""):
+    def _inside(self, argv: list[str], data: bytes = b"") -> tuple[int, bytes, bytes]:
         enter = ["nsenter", "-t", self.get_option("leader"), "-a", "--root", "--wd"]
         environment = ["env", "-i", "HOME=/root", "LANG=C.UTF-8", f"PATH={PATH}"]
         done = subprocess.run([*enter, *environment, *argv], input=data, capture_output=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
-    def exec_command(self, cmd, in_data=None, sudoable=True):
+    def exec_command(self, cmd: str, in_data: Any = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
         super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
         return self._inside(["/bin/sh", "-c", cmd], in_data or b"")
 
-    def put_file(self, in_path, out_path):
+    def put_file(self, in_path: str, out_path: str) -> None:
         super().put_file(in_path, out_path)
         code, _, error = self._inside(["/bin/sh", "-c", 'cat > "$0"', out_path], Path(in_path).read_bytes())
         if code:
             raise AnsibleConnectionFailure(error.decode())
 
-    def fetch_file(self, in_path, out_path):
+    def fetch_file(self, in_path: str, out_path: str) -> None:
         super().fetch_file(in_path, out_path)
         code, content, error = self._inside(["cat", in_path])
         if code:
             raise AnsibleConnectionFailure(error.decode())
         Path(out_path).write_bytes(content)
 
-    def close(self):
+    def close(self) -> None:
         self._connected = False

@@ -1,0 +1,94 @@
+"""The roles as Ansible's own tools judge them, and converging where no systemd runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ANSIBLE = Path(__file__).parents[2] / "ansible"
+BIN = Path(sys.executable).parent
+ROLES = sorted((ANSIBLE / "roles").iterdir())
+
+
+def _run(*command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{BIN}:{os.environ.get('PATH', '')}"
+    environment = {**os.environ, "PATH": path, "ANSIBLE_HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
+    return subprocess.run(
+        command, cwd=ANSIBLE, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
+
+
+def test_ansible_lint_in_its_production_profile(tmp_path: Path) -> None:
+    if not (BIN / "ansible-lint").exists():
+        pytest.skip("ansible-lint is not installed: the roles' style is unproven here")
+    done = _run(str(BIN / "ansible-lint"), "--offline", "--nocolor", "--profile", "production", home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("playbook", ["site.yml", "rollback.yml", "uninstall.yml"])
+def test_the_example_inventory_fits_the_playbooks(playbook: str, tmp_path: Path) -> None:
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("ansible-core is not installed")
+    command = (str(BIN / "ansible-playbook"), "-i", "inventory/example", "--syntax-check", playbook)
+    done = _run(*command, home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_no_shell_and_no_secret_on_a_command_line(role: Path) -> None:
+    for file in role.glob("tasks/*.yml"):
+        for task in _tasks(yaml.safe_load(file.read_text())):
+            assert not {"ansible.builtin.shell", "ansible.builtin.raw"} & set(task), f"{file}: {task['name']}"
+            assert task.get("name"), f"{file}: a task without a name"
+
+
+def _tasks(found: list[dict[str, object]]) -> list[dict[str, object]]:
+    below = [inner for task in found for inner in _tasks(task.get("block", []))]  # type: ignore[arg-type]
+    return [*found, *below]
+
+
+def test_the_monitoring_role_comes_and_goes_without_a_service_manager(tmp_path: Path) -> None:
+    """On this machine itself, with all paths below a scratch directory."""
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("ansible-core is not installed")
+    source = ANSIBLE / "roles/edged_monitoring"
+    shutil.copytree(source, tmp_path / "roles/edged_monitoring")
+    play = tmp_path / "play.yml"
+    play.write_text(
+        yaml.safe_dump(
+            [
+                {
+                    "hosts": "localhost",
+                    "connection": "local",
+                    "gather_facts": False,
+                    "roles": ["edged_monitoring"],
+                    "vars": {
+                        "ansible_python_interpreter": sys.executable,
+                        "edged_monitoring_edges": ["edge1.example.org"],
+                        "edged_monitoring_prometheus_dir": str(tmp_path / "prometheus"),
+                        "edged_monitoring_grafana_dir": str(tmp_path / "grafana"),
+                        "edged_monitoring_dashboards_dir": str(tmp_path / "dashboards"),
+                        "edged_monitoring_prometheus_service": "",
+                    },
+                }
+            ]
+        )
+    )
+    if os.geteuid() != 0:
+        pytest.skip("the role gives its files to root")
+    command = (str(BIN / "ansible-playbook"), "-i", "localhost,", str(play))
+    first, second = _run(*command, home=tmp_path), _run(*command, home=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "changed=0" in second.stdout, second.stdout
+    scrape = yaml.safe_load((tmp_path / "prometheus/scrape.d/edged.yml").read_text())
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in scrape["scrape_configs"]}
+    assert jobs["edged-jobs"] == ["edge1.example.org:9467"]
+    gone = _run(*command, "--extra-vars", "edged_monitoring_state=absent", home=tmp_path)
+    assert gone.returncode == 0, gone.stdout + gone.stderr
+    assert not [file for file in (tmp_path / "prometheus").rglob("*") if file.is_file()]
