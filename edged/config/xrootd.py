@@ -28,7 +28,7 @@ class Proxy(Section):
     port: Port = 1098
     cache: PlainPath = Field(description="Directory of the disk cache, on a local disk of its own")
     cache_size: ByteSize = Field(default=100 << 30, description="Disk cache, in bytes")
-    memory: ByteSize = Field(default=1 << 30, ge=256 << 20, description="Blocks held in memory")
+    memory: ByteSize = Field(default=1 << 30, ge=1 << 30, description="Blocks held in memory, at least 1 GiB")
     source: Word | None = Field(
         default=None, description="The [[egress.source]] whose rules count; None: rules that name no source"
     )

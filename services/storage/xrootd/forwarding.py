@@ -32,7 +32,8 @@ def lines(config: Config, plan: Plan, instance: Instance, report: str) -> Iterat
     yield f"all.pidpath {instance.directory}/admin"
     for scheme in SCHEMES:
         yield f"all.export /{scheme}:/ r/o"
-    yield "\n# nodes of [[egress.source]] only"
+    yield "\n# nodes of [[egress.source]] only; a peer with a name in the DNS would be judged by that name"
+    yield "xrd.network nodnr"
     for pattern in allowed_nodes(config, proxy):
         yield f"xrd.allow host {pattern}"
     yield "\n# wherever the client names, within the rules of [egress]"
@@ -41,7 +42,7 @@ def lines(config: Config, plan: Plan, instance: Instance, report: str) -> Iterat
     for host in permitted_hosts(config, proxy):
         yield f"pss.permit {host}"
     yield "\n# blocks that were read stay on disk"
-    yield "pss.cachelib libXrdFileCache.so"
+    yield "pss.cachelib default"
     yield f"oss.localroot {proxy.cache}"
     yield f"pfc.ram {proxy.memory}"
     yield "pfc.blocksize 512k"
@@ -94,7 +95,7 @@ def _hosts(destination: Destination) -> Iterator[str]:
 
 
 def allowed_nodes(config: Config, proxy: Proxy) -> list[str]:
-    """Address patterns of the sources: whole bytes become a ``*``, small networks are spelt out."""
+    """Address patterns of the sources: whole bytes become a ``*``, small ones are spelt out."""
     egress = config.egress
     assert egress is not None
     networks = [
@@ -109,7 +110,9 @@ def allowed_nodes(config: Config, proxy: Proxy) -> list[str]:
 def _patterns(network: Network) -> Iterator[str]:
     if isinstance(network, ipaddress.IPv4Network) and network.prefixlen in (8, 16, 24):
         kept = network.prefixlen // 8
-        yield ".".join(str(network.network_address).split(".")[:kept]) + ".*"
+        beginning = ".".join(str(network.network_address).split(".")[:kept])
+        yield f"[::ffff:{beginning}.*"  # as the server writes an IPv4 peer of its IPv6 socket
+        yield f"{beginning}.*"
         return
     if network.num_addresses > MOST_ADDRESSES:
         raise ConfigError(
