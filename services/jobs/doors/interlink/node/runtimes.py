@@ -11,6 +11,20 @@ from typing import Any, Dict, List
 PASSED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
           "OMP_NUM_THREADS", "http_proxy", "https_proxy", "no_proxy")  # fmt: skip
 PASSED_PREFIXES = ("SLURM_", "PMI_", "PMIX_", "EDGED_", "OSG_", "FRONTIER_")
+# what would steer podman itself; such variables of a container are told on its command line instead
+PODMANS = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "SHELL", "IFS")
+PODMANS_PREFIXES = (
+    "LD_",
+    "XDG_",
+    "CONTAINER",
+    "PODMAN_",
+    "STORAGE_",
+    "REGISTRY_",
+    "BUILDAH",
+    "DOCKER_",
+    "GO",
+    "_",
+)
 PULL_S = 3600
 CLEAN_S = 10  # a podman whose conmon was killed waits for ever
 
@@ -133,13 +147,14 @@ class Podman(Node):
             argv += ["--workdir", container["directory"]]
         for name, value in self._variables(container).items():
             # by name alone the value is taken from podman's environment, where nobody else sees it
-            argv += ["--env", name if self._own.get(name) is None else name + "=" + value]
+            argv += ["--env", name + "=" + value if _is_podmans(name) else name]
         if container["command"]:
             argv += ["--entrypoint", json.dumps(container["command"])]
         return [*argv, container["image"]["id"], *container["args"]]
 
     def environment(self, container: Dict[str, Any]) -> Dict[str, str]:
-        return dict(self._variables(container), **self._own)
+        variables = self._variables(container)
+        return dict(self._own, **{name: value for name, value in variables.items() if not _is_podmans(name)})
 
     def _variables(self, container: Dict[str, Any]) -> Dict[str, str]:
         passed = {
@@ -178,6 +193,10 @@ class Podman(Node):
             )
         except subprocess.TimeoutExpired:
             sys.stderr.write("no end of: %s\n" % words)
+
+
+def _is_podmans(name: str) -> bool:
+    return name in PODMANS or name.startswith(PODMANS_PREFIXES)
 
 
 KINDS = {"none": Node, "apptainer": Apptainer, "podman": Podman}
