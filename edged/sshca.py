@@ -32,6 +32,7 @@ from edged.identity.words import Action
 CLOCKS_S = 60.0  # how far the login node's clock may be behind ours
 MAX_KEY = 8192
 MIN_RSA_BITS = 3072
+KINDS = ("ssh-ed25519 ", "ssh-rsa ", *(f"ecdsa-sha2-nistp{bits} " for bits in (256, 384, 521)))
 
 PublicKey = Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey
 
@@ -108,12 +109,12 @@ def public_key(text: str) -> PublicKey:
     line = text.strip()
     if len(line) > MAX_KEY or "\n" in line or not line.isascii():
         raise BadRequest("not a line with an SSH public key")
+    if not line.startswith(KINDS):  # no certificates, no DSA, no keys of security tokens
+        raise BadRequest("not a public key of a kind that is signed: ssh-ed25519, ecdsa-sha2-nistp*, ssh-rsa")
     try:
         found = load_ssh_public_key(line.encode())
     except (ValueError, UnsupportedAlgorithm):
-        raise BadRequest(
-            "not an SSH public key: ssh-ed25519, ecdsa-sha2-nistp* and ssh-rsa are known"
-        ) from None
+        raise BadRequest("not an SSH public key") from None
     if isinstance(found, RSAPublicKey) and found.key_size < MIN_RSA_BITS:
         raise BadRequest(f"RSA keys need {MIN_RSA_BITS} bits; better: ssh-keygen -t ed25519")
     if not isinstance(found, Ed25519PublicKey | EllipticCurvePublicKey | RSAPublicKey):

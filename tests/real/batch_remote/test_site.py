@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from edged.errors import BadRequest, Denied
 from tests.real.batch_remote.reaching import Scratch
 from tests.support import local_accounts
 from tests.support.killing import Killing
@@ -156,6 +161,83 @@ async def test_another_account_is_another_login(far: Far) -> None:
         job = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nid -un\n", "queue": "far"})
         assert (await ended(api, job["id"], 60))["state"] == "FINISHED"
         assert await output(api, job["id"]) == "atlprd\n"
+
+
+async def test_people_log_in_with_their_token(far: Far, tmp_path: Path) -> None:
+    """Token → certificate → the real ssh client; then revoked, and refused by sshd."""
+    site, node = far.site, far.node
+    tmp_path.chmod(0o755)
+    told = await _edged(site, "ssh", "login", "--url", site.url("identity-api"), "--directory", str(tmp_path))
+    serial = told.split()[1]
+    key = next(path for path in tmp_path.iterdir() if not path.name.endswith(".pub"))
+    assert key.stat().st_mode & 0o077 == 0
+    assert await _ssh(node, key, "cmsprd", "id -un") == (0, "cmsprd\n")
+    assert (await _ssh(node, key, "atlprd", "id -un"))[0] == 255, "only the mapped account"
+    seen = subprocess.run(
+        ["ssh-keygen", "-L", "-f", f"{key}-cert.pub"], capture_output=True, text=True, check=True
+    )
+    assert "source-address 127.0.0.1/32" in seen.stdout and "permit-pty" in seen.stdout
+    assert f"Serial: {serial}" in seen.stdout and "alice of" in seen.stdout
+    async with site.api("identity-api", site.token(groups=("/cms", "/site/admins"))) as admin:
+        await admin.call("DELETE", f"/v1/ssh/certificates/{serial}")
+        async with admin.request("GET", "/v1/ssh/revoked") as response:
+            node.revoke(await response.read())
+    assert (await _ssh(node, key, "cmsprd", "id -un"))[0] == 255
+    again = await _edged(
+        site, "ssh", "login", "--url", site.url("identity-api"), "--directory", str(tmp_path)
+    )
+    assert int(again.split()[1]) > int(serial)
+    assert await _ssh(node, key, "cmsprd", "id -un") == (0, "cmsprd\n")
+    shown = await _edged(site, "ssh-ca", "show", "--config", str(site.file))
+    assert "TrustedUserCAKeys" in shown and "ssh-ed25519" in shown
+
+
+async def test_people_without_leave_get_no_certificate(far: Far) -> None:
+    body = {"public_key": far.node.host_key}
+    async with far.site.api("identity-api", far.site.token(groups=("/atlas",))) as api:
+        with pytest.raises(Denied):
+            await api.call("POST", "/v1/ssh/certificate", body=body)
+        with pytest.raises(Denied):
+            await api.call("DELETE", "/v1/ssh/certificates/1")
+    async with far.site.api("identity-api") as api:
+        for wrong in ("ssh-rsa AAAA and more", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5", "x" * 300):
+            with pytest.raises(BadRequest):
+                await api.call("POST", "/v1/ssh/certificate", body={"public_key": wrong})
+        with pytest.raises(BadRequest):
+            await api.call("POST", "/v1/ssh/certificate", body={**body, "principal": "root"})
+
+
+async def _edged(site: Site, *argv: str) -> str:
+    environment = {**os.environ, "BEARER_TOKEN": site.token()}
+    if argv[0] == "ssh":
+        argv = (*argv, "--ca-file", str(site.issuer.ca.file))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edged", *argv, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    return out.decode()
+
+
+async def _ssh(node: Sshd, key: Path, user: str, command: str) -> tuple[int, str]:
+    known = key.parent / "known_hosts"
+    known.write_text(f"[127.0.0.1]:{node.port} {node.host_key}\n")
+    options = [
+        "-F",
+        "none",
+        "-o",
+        f"UserKnownHostsFile={known}",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "IdentitiesOnly=yes",
+    ]
+    process = await asyncio.create_subprocess_exec(
+        "ssh", *options, "-i", str(key), "-p", str(node.port), f"{user}@127.0.0.1", command,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode or 0, out.decode()
 
 
 @pytest.mark.timeout(200)

@@ -185,7 +185,9 @@ async def test_tokens_that_end_are_replaced(far: Far) -> None:
             await way.system.sweep(way.grant)
             await asyncio.sleep(1.1)  # the life of a token
         assert short.signed >= 3
-        foreign = Signing(jwt_key=far.nodes[0].root / "host")
+        key = far.scratch.root / "another.key"
+        key.write_bytes(bytes(range(32)))
+        foreign = Signing(jwt_key=key)
         async with rest_subject(cluster, foreign, CMSPRD.name, far.scratch) as wrong:
             with pytest.raises(Unavailable):
                 await wrong.system.sweep(wrong.grant)
