@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from edged.identity.testissuer import ThrowAwayIssuer
 
@@ -38,12 +39,9 @@ class Scene:
 
     def token(self, *scopes: str, **claims: object) -> str:
         """A token of the demo's issuer; without scopes, everything the demo does."""
-        return self.issuer.token(
-            sub="operator",
-            aud=AUDIENCE,
-            scope=" ".join(scopes or SCOPES),
-            **{"wlcg.groups": ["/demo"], **claims},
-        )
+        own = {"sub": "operator", "aud": AUDIENCE, "scope": " ".join(scopes or SCOPES)}
+        told: dict[str, Any] = {**own, "wlcg.groups": ["/demo"], **claims}
+        return self.issuer.token(**told)
 
 
 def settings(scene: Scene) -> str:

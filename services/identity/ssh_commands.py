@@ -81,7 +81,7 @@ def _replace(file: Path, content: bytes, mode: int) -> None:
     """Whole or not at all; never readable by others in between."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
         out.write(content)
     temporary.rename(file)
 

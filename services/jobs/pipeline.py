@@ -120,7 +120,7 @@ class Pipeline:
             SUBMISSIONS.labels("refused").inc()
             await self._fail(job, f"the batch system refused: {error.message}", "refused")
         except Denied as error:
-            await self._fail(job, error.message, "denied")
+            await self._denied(job, error)
         except (Busy, Unavailable, UnknownOutcome) as error:
             self._again(job, error)
         except EdgeError as error:
@@ -128,6 +128,18 @@ class Pipeline:
         except Exception:  # a fault of ours with one job must not stop all others
             log.exception("job step failed", extra={"job": job.id, "state": job.state.value})
             self._again(job, Unavailable("an internal error of the gateway; it is tried again"))
+
+    async def _denied(self, job: Job, error: Denied) -> None:
+        """A ban takes the grant away at once; that it also cancels the job may be told a moment later."""
+        if job.cancel:
+            await self._kill(job)
+        elif job.id not in self._delays:
+            self._again(job, error)
+        else:
+            await self._fail(job, error.message, "denied")
+
+    async def _kill(self, job: Job) -> None:
+        await self._registry.move(job, State.KILLED, f"cancelled by {job.cancel}", cause="cancelled")
 
     async def _fail(self, job: Job, reason: str, cause: str) -> None:
         try:
@@ -153,7 +165,7 @@ class Pipeline:
     async def _forward(self, job: Job) -> None:
         """ACCEPTED → QUEUED, when nothing is waited for."""
         if job.cancel:
-            await self._registry.move(job, State.KILLED, f"cancelled by {job.cancel}", cause="cancelled")
+            await self._kill(job)
             return
         if await self._must_wait(job):
             if not job.state.final:
@@ -163,7 +175,7 @@ class Pipeline:
             self._registry.note(job, State.PREPARING, "", self._group)
         submission = await self._prepare(job)
         if job.cancel:
-            await self._registry.move(job, State.KILLED, f"cancelled by {job.cancel}", cause="cancelled")
+            await self._kill(job)
             return
         job.attempt += 1
         job.attempt_at = time.time()
@@ -251,7 +263,7 @@ class Pipeline:
         self._absent_since.pop(job.id, None)
         SUBMISSIONS.labels("absent").inc()
         if job.cancel:
-            await self._registry.move(job, State.KILLED, f"cancelled by {job.cancel}", cause="cancelled")
+            await self._kill(job)
         elif job.attempt >= MAX_ATTEMPTS:
             await self._fail(job, f"no submission took effect in {job.attempt} attempts", "submission")
         else:
