@@ -7,10 +7,14 @@ forge a line or a field, because every line is one JSON document.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import IO, Literal
 
@@ -64,6 +68,16 @@ class TextFormatter(logging.Formatter):
         return line
 
 
+class AuditFile(WatchedFileHandler):
+    """Follows logrotate's rename. Its group may read it: the portal's unit is in it, and searches."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        with suppress(OSError):  # not ours, e.g. as a worker's
+            os.fchmod(stream.fileno(), 0o640)
+        return stream
+
+
 def rfc3339(moment: float) -> str:
     """``1.5`` → ``1970-01-01T00:00:01.500Z``."""
     whole = int(moment)
@@ -95,11 +109,9 @@ def setup(
     channel.setLevel(logging.INFO)
     channel.handlers.clear()
     if audit_file is not None:
-        from logging.handlers import WatchedFileHandler  # follows logrotate's rename
-
         own = systemd.log_directory()
         audit_file = own / audit_file.name if own is not None else audit_file
-        audit_handler = WatchedFileHandler(audit_file, encoding="utf-8")
+        audit_handler = AuditFile(audit_file, encoding="utf-8")
         audit_handler.setFormatter(JsonFormatter())
         channel.addHandler(audit_handler)
 

@@ -1,4 +1,4 @@
-"""Health and metrics of one process: /healthz, /readyz, /metrics on a listener of their own.
+"""Health, metrics and summaries of one process: /healthz, /readyz, /metrics, /summary on a listener of their own.
 
 Never on a public listener: the numbers say more about a site than outsiders need.
 """
@@ -6,6 +6,7 @@ Never on a public listener: the numbers say more about a site than outsiders nee
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from edged.config.site import Front
 from edged.errors import NotFound
 from edged.http.server import HttpServer
 from edged.lifecycle import Health
+from edged.summary import Summarizing
 
 Page = Callable[[], Awaitable[bytes]]
 
@@ -59,6 +61,8 @@ class Observer:
                 return self._ready()
             case "/metrics":
                 return web.Response(body=await self.page(), headers={"Content-Type": metrics.CONTENT_TYPE})
+            case "/summary" if _is_local(request):
+                return await self._summary()
             case _:
                 raise NotFound("there are /healthz, /readyz and /metrics")
 
@@ -69,8 +73,22 @@ class Observer:
             status=503 if problems else 200, body=msgspec.json.encode(body), content_type="application/json"
         )
 
+    async def _summary(self) -> web.Response:
+        """What each service tells of its work; for this machine only, even where metrics are for others."""
+        told = {
+            service.name: await service.summary()
+            for service in self._health.services
+            if isinstance(service, Summarizing)
+        }
+        return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+
     async def page(self) -> bytes:
         """This process's metrics, merged with those of its workers."""
         mine = metrics.exposition()
         pages = [page for group in self._others for page in await group()]
         return metrics.merge([mine, *pages]) if pages else mine
+
+
+def _is_local(request: web.BaseRequest) -> bool:
+    """Over a unix socket, or from one of this machine's loopback addresses."""
+    return not request.remote or ipaddress.ip_address(request.remote.partition("%")[0]).is_loopback

@@ -143,6 +143,9 @@ def _service(config: Config, name: str, section: Section) -> Iterator[str]:
             yield f"ReadWritePaths=-{config.cache.store}"
         if config.cache.access_log is not None:
             yield f"ReadWritePaths=-{config.cache.access_log.parent}"
+    if config.portal is not None and name == "portal":
+        secret = config.portal.oidc.client_secret_file if config.portal.oidc is not None else None
+        yield from _credentials([config.portal.admin_token_file, secret])
     if config.jobs is not None and name == "jobs" and config.jobs.interlink and config.jobs.interlink.plugin:
         yield from _credentials([config.jobs.interlink.plugin.secret_file])
 

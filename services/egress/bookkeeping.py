@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 
 from edged.errors import EdgeError
 from edged.logs import get_logger
+from edged.summary import USAGE_DAYS, USAGE_FRESH_S, Kept, Summary
+from edged.usage import Usage, last_days
+from services.egress import usage
 from services.egress.accounts import Accounts
 from services.egress.ledger import HOUR_S, Ledger
 
@@ -27,6 +30,7 @@ class Bookkeeper:
         self._accounts, self._ledger = accounts, ledger
         self._period_s, self._keep_s = period_s, keep_s
         self._trouble: str | None = None
+        self._usage = Kept(self._ask_usage, USAGE_FRESH_S)
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
@@ -41,6 +45,16 @@ class Bookkeeper:
     def not_ready(self) -> str | None:
         """Why the accounts cannot be written, or None."""
         return self._trouble
+
+    async def summary(self) -> Summary:
+        """Bytes by day, for the portal."""
+        try:
+            return Summary(usage=await self._usage.get())
+        except EdgeError as error:
+            return Summary(troubles=[f"usage: {error.message}"])
+
+    async def _ask_usage(self) -> list[Usage]:
+        return await self._ledger.store.read(lambda c: usage.rows(c, last_days(USAGE_DAYS)))
 
     async def flush(self) -> None:
         """Write what was counted so far."""

@@ -24,6 +24,7 @@ from edged.identity.words import AccountName, JobId, Principal, Verdict
 from edged.lifecycle import Background
 from edged.logs import audit, get_logger
 from edged.state import Store
+from edged.summary import Summary
 from services.jobs import journal, policy
 from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
@@ -32,6 +33,7 @@ from services.jobs.model import IN_BATCH, Description, Job, State, Step, begin_a
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
 from services.jobs.sessions import RoutedSessions, Sessions
+from services.jobs.summary import Telling
 
 log = get_logger("edged.jobs")
 
@@ -83,6 +85,7 @@ class Engine:
             )
             for name, batch in batches.items()
         }
+        self._telling = Telling(config, self.registry, self.sites)
         self._tasks: Background | None = None
 
     def _batch_of(self, job: JobId) -> str:
@@ -432,6 +435,10 @@ class Engine:
         for name, batch in self.batches.items():
             states[name] = await batch.site(await self._identity.standing_grant(account))
         return states
+
+    async def summary(self) -> Summary:
+        """Who is using the site's queues, for the portal."""
+        return await self._telling.summary(self.drained)
 
     async def _looks(self, batch: str) -> list[Look]:
         """One sweep where one account sees the jobs of all, else one per account with jobs there."""

@@ -21,6 +21,7 @@ from edged.state import Store
 from services.jobs import journal
 from services.jobs.model import Job, State, Step
 from services.jobs.policy import Load
+from services.jobs.tally import Tally
 
 log = get_logger("edged.jobs")
 
@@ -37,6 +38,7 @@ class Registry:
     def __init__(self, store: Store, limits: tuple[Limit, ...], max_jobs: int) -> None:
         self.store = store
         self.load = Load(limits, max_jobs)
+        self.tally = Tally()
         self._jobs: dict[JobId, Job] = {}
         self._grants: dict[JobId, bytes] = {}
         self._by_account: dict[AccountName, list[JobId]] = {}
@@ -105,6 +107,7 @@ class Registry:
         if key := journal.owner_key(job):
             self._by_key[key] = job.id
         self.load.moved(job, None, job.state)
+        self.tally.moved(job, None, job.state)
         JOBS.labels(job.state.value).inc()
 
     async def forget(self, job: Job) -> None:
@@ -119,6 +122,7 @@ class Registry:
         if key := journal.owner_key(job):
             self._by_key.pop(key, None)
         self.load.moved(job, job.state, None)
+        self.tally.moved(job, job.state, None)
         JOBS.labels(job.state.value).dec()
 
     async def move(self, job: Job, state: State, reason: str = "", *, cause: str = "") -> None:
@@ -139,6 +143,7 @@ class Registry:
             job.history.append(Step(job.changed_at, state, job.reason))
             del job.history[:-MAX_HISTORY]
             self.load.moved(job, before, state)
+            self.tally.moved(job, before, state)
             JOBS.labels(before.value).dec()
             JOBS.labels(state.value).inc()
             if state.final:
