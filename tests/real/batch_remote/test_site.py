@@ -60,7 +60,7 @@ def _sections(site: Site, root: Path, node: Sshd, scratch: Scratch, slurm: Slurm
     return {
         "accounts": {"mode": "accountd", "minimum_uid": 1000},
         "mapping": [
-            {"issuer": site.issuer.url, "groups": ["/atlas"], "account": "atlprd", "class": "production", "vo": "atlas"},
+            {"issuer": site.issuer.url, "groups": ["/atlas"], "account": "atlprd", "vo": "atlas"},
             {"issuer": site.issuer.url, "groups": ["/cms"], "account": "cmsprd", "class": "production"},
         ],
         "identity": {
