@@ -8,9 +8,10 @@ from edged import programs
 from edged.config import Config
 from edged.config.storage import Export
 from edged.doctor import Finding
-from edged.errors import EdgeError, Unavailable
+from edged.errors import Unavailable
+from services.storage.xrootd import findings as xrootd
 
-PART, XROOTD = "export", "xrootd"
+PART = "export"
 LOW = 0.03
 HUNG = "the file server hangs or the mount is stale: other exports go on, this one does not"
 
@@ -20,7 +21,7 @@ async def findings(config: Config) -> list[Finding]:
     if config.storage is None:
         return []
     found = list(await asyncio.gather(*(_export(export) for export in config.storage.exports)))
-    return [*found, *(await asyncio.to_thread(_xrootd, config))]
+    return [*found, *(await xrootd.findings(config))]
 
 
 async def _export(export: Export) -> Finding:
@@ -44,22 +45,3 @@ def judged(where: str, said: str) -> Finding:
     return Finding(
         PART, share > LOW, f"{where}: {kind.strip()}, {share:.0%} free", "make room, or lower the VO's quota"
     )
-
-
-def _xrootd(config: Config) -> list[Finding]:
-    if config.storage is None or config.storage.xrootd is None:
-        return []
-    from services.storage.xrootd import planning
-
-    try:
-        plan, installed = planning.make(config)
-    except EdgeError as error:
-        return [
-            Finding(XROOTD, False, error.message, "the root:// view stays closed until then; WebDAV works")
-        ]
-    good = Finding(XROOTD, True, f"{installed.shown}, {len(plan.instances)} servers")
-    refused = [
-        Finding(XROOTD, False, f"{label}: not shown: {why}", "see services/storage/README.md, root://")
-        for label, why in plan.refused.items()
-    ]
-    return [good, *refused]

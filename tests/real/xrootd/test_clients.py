@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from webdav3.client import Client as WebDav
+from webdav3.client import Client as WebDav  # type: ignore[import-untyped]
 
 from services.storage.xrootd import probe
 from services.storage.xrootd.probe import Wish
@@ -51,11 +51,11 @@ def test_copies_of_directories(site: XrootdSite, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pages", ["0", "1"])
 def test_with_and_without_page_checksums(site: XrootdSite, source: Path, pages: str, tmp_path: Path) -> None:
-    token, more = site.token(), {"XRD_CPUSEPGWRTRD": pages}
+    token = site.token()
     for url in (site.url, site.plain_url):
         path = f"{url}//cms/pages-{pages}"
-        assert site.run(token, "xrdcp", "-s", "-f", source, path, **more)
-        assert site.run(token, "xrdcp", "-s", "-f", path, tmp_path / "back", **more)
+        assert site.run(token, "xrdcp", "-s", "-f", source, path, XRD_CPUSEPGWRTRD=pages)
+        assert site.run(token, "xrdcp", "-s", "-f", path, tmp_path / "back", XRD_CPUSEPGWRTRD=pages)
         assert (tmp_path / "back").read_bytes() == source.read_bytes()
 
 
@@ -164,5 +164,7 @@ def test_doctor_and_commands(site: XrootdSite, tmp_path: Path) -> None:
     name = "cms-cmsprd"
     rendered = (tmp_path / "out" / name / "xrootd.cfg").read_text()
     assert rendered == (site.servers / name / "xrootd.cfg").read_text(), "what runs is what is shown"
+    said = site.edged("doctor").text
+    assert "cms-cmsprd at roots://" in said and "make, write, checksum, vector, remove in" in said, said
     assert "atlas-atlprd  data  atlprd" in site.edged("xrootd", "list").text
     assert site.edged("check")

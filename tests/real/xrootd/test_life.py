@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from edged.identity.testissuer import AUDIENCE
 from services.storage.xrootd import keystore
 from tests.support.waiting import until
-from tests.support.xrootd import AUDIENCE, XrootdSite, needs_xrootd, scratch
+from tests.support.xrootd import XrootdSite, needs_xrootd, scratch
 
 pytestmark = [pytest.mark.root, needs_xrootd]
 
