@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from typing import Any, Dict, List
@@ -179,8 +180,21 @@ class Podman(Node):
     def clean(self, directories: List[str]) -> None:
         """Files of other users of a container belong to the account's other user ids."""
         self._quietly(["rm", "--all", "--force", "--time", "0"])
+        pause = self._pause()
         self._quietly(["unshare", "rm", "-rf", "--"] + directories + [self.scratch])
+        if pause:
+            os.kill(pause, signal.SIGKILL)
         super().clean(directories)
+
+    def _pause(self) -> int:
+        """The process that holds podman's user namespace: it would stay for ever."""
+        try:
+            with open(self.scratch + "/xdg/libpod/tmp/pause.pid") as file:
+                pid = int(file.read())
+            os.kill(pid, 0)
+            return pid
+        except (OSError, ValueError):
+            return 0
 
     def _quietly(self, words: List[str]) -> None:
         try:
