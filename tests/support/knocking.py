@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -38,21 +38,23 @@ class Reception:
 
 
 @asynccontextmanager
-async def knocking(doors: list[Door], clients: int = 3) -> AsyncIterator[dict[str, Reception]]:
+async def knocking(
+    doors: list[Door], clients: int = 3, pause_s: float = 0.02
+) -> AsyncIterator[dict[str, Reception]]:
     """Knock at every door with some clients each while entered; who knocked last is waited for."""
     receptions = {door.name: Reception() for door in doors}
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for door in doors:
             for _ in range(clients):
-                tasks.create_task(_keep_knocking(door, receptions[door.name], stop))
+                tasks.create_task(_keep_knocking(door, receptions[door.name], stop, pause_s))
         try:
             yield receptions
         finally:
             stop.set()
 
 
-async def _keep_knocking(door: Door, reception: Reception, stop: asyncio.Event) -> None:
+async def _keep_knocking(door: Door, reception: Reception, stop: asyncio.Event, pause_s: float) -> None:
     loop = asyncio.get_running_loop()
     while not stop.is_set():
         started = loop.time()
@@ -64,7 +66,7 @@ async def _keep_knocking(door: Door, reception: Reception, stop: asyncio.Event) 
             reception.lost[f"{type(error).__name__}: {error}"] += 1
         reception.slowest_s = max(reception.slowest_s, loop.time() - started)
         with suppress(TimeoutError):  # a breath between two
-            await asyncio.wait_for(stop.wait(), 0.02)
+            await asyncio.wait_for(stop.wait(), pause_s)
 
 
 async def _knock(door: Door) -> int:

@@ -285,7 +285,7 @@ def test_a_wrong_configuration_never_arrives(edge: Edge, wheels: Path) -> None:
 
 async def test_upgrade_and_rollback_under_load(edge: Edge, wheels: Path, tmp_path: Path) -> None:
     newer = _next_release(wheels, tmp_path)
-    async with knocking(_doors(edge), clients=1) as receptions:
+    async with knocking(_doors(edge), clients=1, pause_s=0.2) as receptions:
         upgraded = await asyncio.to_thread(edge.play, edged_version=NEXT, edged_wheelhouse=str(newer))
         assert upgraded.changed > 0
         assert _version(edge, "jobs") == NEXT
@@ -336,7 +336,9 @@ def test_uninstalled_it_leaves_nothing_but_the_sites_own(edge: Edge) -> None:
     edge.play(playbook="uninstall.yml", edged_purge=True)
     machine = edge.machine
     places = ("/opt", "/etc", "/usr/local", "/var/lib", "/var/log", "/var/cache", "/run")
-    left = machine.read("find", *places, "-name", "*edged*", "-not", "-path", "/run/credentials/*")
+    left = machine.read(
+        "find", *places, "-maxdepth", "2", "-name", "*edged*", "-not", "-path", "/run/credentials/*"
+    )
     assert set(left.split()) <= {"/etc/edged-jwks.json", "/var/lib/edged-sessions"}, left
     units = json.loads(machine.read("systemctl", "list-units", "edged*", "--all", "--output=json"))
     assert units == []
