@@ -22,6 +22,7 @@ from edged.lifecycle import Health
 from edged.summary import Summarizing
 
 Page = Callable[[], Awaitable[bytes]]
+NOT_READY = metrics.gauge("parts_not_ready", "Parts of this process that /readyz complains of.")
 
 
 class Observer:
@@ -84,6 +85,7 @@ class Observer:
 
     async def page(self) -> bytes:
         """This process's metrics, merged with those of its workers."""
+        NOT_READY.set(len(self._health.problems()))
         mine = metrics.exposition()
         pages = [page for group in self._others for page in await group()]
         return metrics.merge([mine, *pages]) if pages else mine

@@ -6,7 +6,9 @@ import asyncio
 import ssl
 from pathlib import Path
 
-from edged import systemd
+from cryptography import x509
+
+from edged import metrics, systemd
 from edged.config.site import Tls
 from edged.errors import ConfigError
 from edged.logs import get_logger
@@ -14,6 +16,9 @@ from edged.logs import get_logger
 log = get_logger("edged.tls")
 
 CHECK_PERIOD_S = 30.0
+EXPIRY = metrics.gauge(
+    "tls_certificate_expiry_timestamp_seconds", "When the host certificate in use expires, Unix seconds."
+)
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -40,8 +45,10 @@ class ServerTls:
         """Read certificate and key. Raises ConfigError when they cannot be used."""
         try:
             self.context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
+            leaf = x509.load_pem_x509_certificates(self.certificate.read_bytes())[0]
+        except (OSError, ValueError, ssl.SSLError) as error:
             raise ConfigError([f"tls.certificate: {self.certificate}: {error}"]) from error
+        EXPIRY.set(leaf.not_valid_after_utc.timestamp())
 
     def _stamp(self) -> tuple[int, int]:
         try:

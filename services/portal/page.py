@@ -65,6 +65,9 @@ def csrf(session: Session) -> Safe:
 def sign_in(*, token: bool, oidc: bool, problem: str = "") -> Safe:
     """The ways in that the site has."""
     field = [
+        tag(
+            "input", name="username", value="admin", autocomplete="username", hidden=True
+        ),  # for password managers
         tag("label", "Admin token", for_="token"),
         tag(
             "input", type="password", name="token", id="token", autocomplete="current-password", required=True
@@ -272,7 +275,7 @@ def _plot(title: str, days: Sequence[str], rows: Sequence[Usage], name: str) -> 
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         values[row.vo][row.day] = getattr(row, name) / (HOUR_S if hours else 1)
-    return Plot(title, days, values, _hours if hours else size)
+    return Plot(title, days, values, _hours if hours else size, binary=not hours)
 
 
 def _hours(value: float) -> str:
@@ -289,10 +292,16 @@ def usage_table(caption: str, rows: Sequence[Usage], by: Sequence[str]) -> Safe:
     for row in summed(rows, by):
         found = figures(row)
         lines.append(
-            [getattr(row, word) or DASH for word in by] + [readable(name, found[name]) for name in shown]
+            [getattr(row, word) or DASH for word in by] + [_figure(row, name, found[name]) for name in shown]
         )
     heads = [{"vo": "VO", "queue": "Queue", "gpu_kind": "GPU kind"}.get(word, word) for word in by]
     return table(caption, [*heads, *shown.values()], lines, words=len(by))
+
+
+def _figure(row: Usage, name: str, value: float | None) -> str:
+    """Nothing allocated is nothing to measure."""
+    allocated = {"cpu_efficiency": row.cpu_allocated_s, "gpu_efficiency": row.gpu_allocated_s}
+    return DASH if allocated.get(name) == 0 else readable(name, value)
 
 
 def search_form(text: str) -> Safe:

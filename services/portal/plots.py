@@ -26,6 +26,7 @@ class Plot:
     days: Sequence[str]
     values: Mapping[str, Mapping[str, float]]
     shown: Callable[[float], str]
+    binary: bool = False
 
 
 def palette(totals: Mapping[str, float]) -> dict[str, int]:
@@ -37,7 +38,7 @@ def palette(totals: Mapping[str, float]) -> dict[str, int]:
 def bars(plot: Plot, colours: Mapping[str, int], ident: str) -> Safe:
     """The figure with its legend; a sentence instead when there is nothing to show."""
     totals = [sum(series.get(day, 0.0) for series in plot.values.values()) for day in plot.days]
-    top = ceiling(max(totals, default=0.0))
+    top = ceiling(max(totals, default=0.0), binary=plot.binary)
     if top == 0:
         return tag("figure", tag("figcaption", plot.title), tag("p", "Nothing in these days.", class_="none"))
     drawn = tag(
@@ -56,10 +57,13 @@ def bars(plot: Plot, colours: Mapping[str, int], ident: str) -> Safe:
     return tag("figure", tag("figcaption", plot.title), drawn, _legend(plot, colours))
 
 
-def ceiling(value: float) -> float:
-    """The next of 1, 2, 5 times a power of ten."""
+def ceiling(value: float, *, binary: bool = False) -> float:
+    """The next of 1, 2, 5 times a power of ten; of a power of 1024 that count, for bytes."""
     if value <= 0:
         return 0.0
+    if binary and value > 1024:
+        unit: float = 1024.0 ** math.floor(math.log(value, 1024))
+        return ceiling(value / unit) * unit
     base: float = 10.0 ** math.floor(math.log10(value))
     return next(step * base for step in (1, 2, 5, 10) if step * base >= value * 0.9999)
 
