@@ -78,7 +78,6 @@ class SshCluster(Section):
     )
     python: str = Field(default="python3", description="Interpreter there, 3.6 or later (no force_command)")
     connections: Count = Field(default=4, description="SSH connections at most, per account and login node")
-    sessions_per_connection: Count = Field(default=4, le=10, description="Below sshd's MaxSessions")
     clients: Count = Field(default=8, le=64, description="Slurm clients at once on one connection")
     connect_s: Seconds = Field(default=15.0, description="For connecting and logging in")
     idle_s: Seconds = Field(default=600.0, description="A connection without use is closed after this")

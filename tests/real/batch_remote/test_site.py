@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -190,6 +191,19 @@ async def test_people_log_in_with_their_token(far: Far, tmp_path: Path) -> None:
     assert await _ssh(node, key, "cmsprd", "id -un") == (0, "cmsprd\n")
     shown = await _edged(site, "ssh-ca", "show", "--config", str(site.file))
     assert "TrustedUserCAKeys" in shown and "ssh-ed25519" in shown
+
+
+async def test_the_doctor_tries_every_cluster(far: Far) -> None:
+    environment = {**os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edged", "doctor", "--json", "--config", str(far.site.file),
+        env=environment, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    found = {(one["part"], one["ok"], one["text"].partition(":")[0]) for one in json.loads(out)}
+    for cluster in ("login", "restd"):
+        for account in ("cmsprd", "atlprd"):
+            assert (cluster, True, account) in found, json.loads(out)
 
 
 async def test_people_without_leave_get_no_certificate(far: Far) -> None:

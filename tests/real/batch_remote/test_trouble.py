@@ -325,6 +325,32 @@ async def test_a_connection_ends_with_its_certificate(far: Far) -> None:
         await until_async(replaced, "the first connection gone, work going on", 15)
 
 
+async def test_long_transfers_outlive_a_certificate(far: Far) -> None:
+    """An upload and a download that take longer than the certificate lives go on over the next connection."""
+    node = far.nodes[1]
+    async with far.subject(node, signing=_like(far.signing, life_s=3)) as way:
+        sessions, job = way.far.sessions, JobId(way.job())
+        assert sessions is not None
+        await sessions.create(way.grant, job, {})
+        begun = time.monotonic()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            for number in range(9):
+                await asyncio.sleep(0.5)  # a slow sender is what is tried
+                yield bytes([number]) * 1000
+
+        await sessions.put(way.grant, job, "slow", slowly(), 1 << 20)
+        assert time.monotonic() - begun > 4
+        opened = await sessions.open(way.grant, job, "slow")
+        read = b""
+        while block := await opened.read(1000, len(read)):
+            read += block
+            await asyncio.sleep(0.4)  # and a slow reader
+        opened.close()
+        assert read == b"".join(bytes([number]) * 1000 for number in range(9))
+        assert [one.name for one in await sessions.list(way.grant, job)] == ["slow"]
+
+
 def _like(signing: Signing, **more: Any) -> Signing:
     other = Signing(**more)
     other.key = signing.key

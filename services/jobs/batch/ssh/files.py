@@ -125,20 +125,68 @@ class SftpSessions:
         *,
         mode: int = 0,
     ) -> Entry:
-        """Receive one input; it appears whole or not at all. Raises TooLarge over ``limit`` bytes."""
+        """Receive one input; it appears whole or not at all. Raises TooLarge over ``limit`` bytes.
+
+        A long upload goes on over another connection when the first one's certificate ends.
+        """
         check_name(name)
-        path = f"{self._root(grant, job)}/{name}"
-        async with self._sftp(grant, Action.JOB_STAGE) as (link, sftp):
-            await self._folder(link, sftp, str(PurePosixPath(path).parent))
-            async with self._appearing(link, sftp, path, mode or 0o600) as handle:
-                size = 0
-                async for block in content:
-                    size += len(block)
-                    if size > limit:
-                        raise TooLarge(f"inputs are limited to {limit} bytes")
-                    await self._step(link, handle.write(block, size - len(block)))
-                await self._durable(link, handle)
-            return entry(name, await self._step(link, sftp.lstat(path)))
+        path = PurePosixPath(f"{self._root(grant, job)}/{name}")
+        part = f"{path.parent}/.{path.name[:64]}.edged-{secrets.token_hex(6)}"
+        blocks, size, more = aiter(content), 0, True
+        flags = FXF_WRITE | FXF_CREAT | FXF_EXCL
+        while more:
+            async with self._sftp(grant, Action.JOB_STAGE) as (link, sftp):
+                try:
+                    if flags & FXF_CREAT:
+                        await self._folder(link, sftp, str(path.parent))
+                    attributes = asyncssh.SFTPAttrs(permissions=mode or 0o600)
+                    opening = sftp.open(part, flags, attributes, encoding=None, block_size=65536)
+                    async with self._closing(link, await self._step(link, opening)) as handle:
+                        size, more = await self._filled(link, handle, blocks, size, limit)
+                    if not more:
+                        await self._step(link, sftp.posix_rename(part, str(path)))
+                        return entry(name, await self._step(link, sftp.lstat(str(path))))
+                except BaseException as error:
+                    await self._given_up(link, sftp, part, error)
+                    raise
+            flags = FXF_WRITE
+        raise AssertionError("the loop ends by returning")
+
+    async def _filled(
+        self,
+        link: Link,
+        handle: asyncssh.SFTPClientFile,
+        blocks: AsyncIterator[bytes],
+        size: int,
+        limit: int,
+    ) -> tuple[int, bool]:
+        """Write until all is there, or the connection is to be left: the size, and whether there is more."""
+        async for block in blocks:
+            if size + len(block) > limit:
+                raise TooLarge(f"inputs are limited to {limit} bytes")
+            await self._step(link, handle.write(block, size))
+            size += len(block)
+            if not link.fresh():
+                return size, True
+        await self._durable(link, handle)
+        return size, False
+
+    @asynccontextmanager
+    async def _closing(
+        self, link: Link, handle: asyncssh.SFTPClientFile
+    ) -> AsyncIterator[asyncssh.SFTPClientFile]:
+        try:
+            yield handle
+        finally:
+            await self._step(link, handle.close())
+
+    async def _given_up(self, link: Link, sftp: asyncssh.SFTPClient, part: str, error: BaseException) -> None:
+        """Remove what is half there. Raises NoSpace instead of ``error`` when the disk is full."""
+        if link.closed:
+            return
+        self.later(self._removed(sftp, part))
+        if isinstance(error, Unavailable):
+            await self._refuse_full(link, sftp, str(PurePosixPath(part).parent), error)
 
     async def _durable(self, link: Link, handle: asyncssh.SFTPClientFile) -> None:
         """fsync@openssh.com, where the server has it."""
@@ -160,16 +208,11 @@ class SftpSessions:
             ),
         )
         try:
-            try:
+            async with self._closing(link, handle):
                 yield handle
-            finally:
-                await self._step(link, handle.close())
             await self._step(link, sftp.posix_rename(temporary, path))
         except BaseException as error:
-            if not link.closed:
-                self.later(self._removed(sftp, temporary))
-            if isinstance(error, Unavailable) and not link.closed:
-                raise await self._full_or(link, sftp, parent, error) from error
+            await self._given_up(link, sftp, temporary, error)
             raise
 
     async def _removed(self, sftp: asyncssh.SFTPClient, path: str) -> None:
@@ -177,17 +220,14 @@ class SftpSessions:
             async with asyncio.timeout(self._stall_s):
                 await sftp.remove(path)
 
-    async def _full_or(
-        self, link: Link, sftp: asyncssh.SFTPClient, where: str, error: EdgeError
-    ) -> EdgeError:
+    async def _refuse_full(self, link: Link, sftp: asyncssh.SFTPClient, where: str, error: EdgeError) -> None:
         """SFTP version 3 has one word for every failure: ask whether the disk is full."""
         try:
             space = await self._step(link, sftp.statvfs(where))
         except EdgeError:
-            return error
+            return
         if space.bavail == 0 or space.favail == 0:
-            return NoSpace("no space on the far side", detail=where)
-        return error
+            raise NoSpace("no space on the far side", detail=where) from error
 
     async def open(self, grant: bytes, job: JobId, name: str) -> OpenFile:
         """One output, for reading."""

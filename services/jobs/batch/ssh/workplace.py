@@ -79,19 +79,19 @@ class SshBatch:
 
     def __init__(self, links: Links) -> None:
         self.name = links.name
-        self._links = links
+        self.links = links
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ssh-verb")
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
-        async with self._links.running(tasks):
+        async with self.links.running(tasks):
             try:
                 yield
             finally:
                 self._threads.shutdown(wait=False, cancel_futures=True)
 
     def not_ready(self) -> str | None:
-        return self._links.not_ready()
+        return self.links.not_ready()
 
     async def perform(
         self, grant: bytes, verb: BatchVerb, result: type[Result], *, deadline_s: float
@@ -100,12 +100,12 @@ class SshBatch:
         loop, account = asyncio.get_running_loop(), peek(grant).account
         begun = False
         try:
-            async with self._links.link(grant, verb.action) as link:
+            async with self.links.link(grant, verb.action) as link:
                 begun = True
                 where = RemoteWorkplace(
                     account=account,
                     home="/",
-                    sessions=self._links.cluster.sessions.replace("{account}", account),
+                    sessions=self.links.cluster.sessions.replace("{account}", account),
                     locks="",
                     deadline=time.monotonic() + deadline_s,
                     agent=link.agent,

@@ -1,0 +1,119 @@
+"""For ``edged doctor``: every [[jobs.cluster]], tried as each account that the mappings name."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from importlib.metadata import entry_points
+from typing import Any
+
+from edged.config import Config
+from edged.config.jobs import Jobs
+from edged.doctor import Finding
+from edged.errors import EdgeError
+from edged.identity.client import IdentityClient
+from edged.identity.words import AccountName, Action, ServiceName
+from services.jobs.batch.protocol import ENTRY_POINTS, Reached, Reaching, Surroundings
+from services.jobs.batch.ssh.driver import Reach
+
+TRY_S = 15.0
+SKEW_S = 30.0
+
+# what the detail of an error has in it → what a sysadmin does about it
+ADVICE = (
+    ("host key", "compare with ssh-keyscan from a machine you trust, then correct host_keys; if nobody "
+     "changed the node's key, somebody is between"),
+    ("refuses the login", "on the login node: TrustedUserCAKeys as `edged ssh-ca show` prints it, the account allowed "
+     "(AllowUsers, a shell, not locked), clocks within a minute; sshd's log says which"),
+    ("cannot start edged's helper", "set `python` to a Python 3.6 or later there, or install force_command's program"),
+    ("no login within", "the node accepts but is slow: look at its load and MaxStartups"),
+    ("Connect", "name, port and firewall between this machine and there"),
+    ("JWT key", "jwt_key: the cluster's jwt_hs256.key, readable by identity's user only"),
+    ("HTTP 401", "slurmrestd must run with -a rest_auth/jwt, slurmctld with AuthAltTypes=auth/jwt"),
+    ("HTTP 500", "most often a token not taken: the same jwt_key there and here, clocks; else slurmctld is down"),
+    ("cannot be reached", "is slurmrestd running, and its socket or port reachable by the jobs service's user?"),
+)  # fmt: skip
+OTHERWISE = "the log of the jobs service has the whole reason"
+
+
+async def findings(config: Config) -> list[Finding]:
+    """Nothing without a [[jobs.cluster]]."""
+    if config.jobs is None or not config.jobs.clusters:
+        return []
+    identity = IdentityClient(config, ServiceName("jobs"))
+    accounts = sorted({rule.account for rule in config.mappings})
+    async with asyncio.TaskGroup() as tasks, identity.running(tasks):
+        if (trouble := identity.not_ready()) is not None:
+            return [
+                Finding("clusters", False, trouble, "start identity first: it signs what clusters ask for")
+            ]
+        tried = [_cluster(config.jobs, name, identity, accounts) for name in _names(config.jobs)]
+        return [finding for found in await asyncio.gather(*tried) for finding in found]
+
+
+def _names(jobs: Jobs) -> list[str]:
+    return [cluster.name for cluster in jobs.clusters]
+
+
+async def _cluster(jobs: Jobs, name: str, identity: IdentityClient, accounts: list[str]) -> list[Finding]:
+    cluster = next(one for one in jobs.clusters if one.name == name)
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if cluster.kind not in points:
+        return [
+            Finding(name, False, f"no driver {cluster.kind!r} is installed", "install it, or correct `kind`")
+        ]
+    driver = points[cluster.kind].load()
+    if not isinstance(driver, Reaching):
+        return [
+            Finding(
+                name, False, f"{cluster.kind!r} needs no [[jobs.cluster]]", "name it as the queue's batch"
+            )
+        ]
+    reached = driver.reach(Surroundings(jobs, cluster, _NobodyHere(), identity, {}))
+    if reached.service is None:
+        return [await _account(reached, identity, AccountName(account)) for account in accounts]
+    async with asyncio.TaskGroup() as tasks, reached.service.running(tasks):
+        return [await _account(reached, identity, AccountName(account)) for account in accounts]
+
+
+async def _account(reached: Reached, identity: IdentityClient, account: AccountName) -> Finding:
+    name = reached.system.name
+    try:
+        async with asyncio.timeout(TRY_S):
+            grant = await identity.standing_grant(account)
+            state = await reached.system.site(grant)
+            said = await _login(reached.service, grant) if isinstance(reached.service, Reach) else ""
+    except TimeoutError:
+        return Finding(name, False, f"{account}: no answer within {TRY_S:g} s", OTHERWISE)
+    except EdgeError as error:
+        return judged(name, account, error)
+    if said.startswith("clock"):
+        return Finding(
+            name, False, f"{account}: {said}", "run chronyd there and here: certificates are dated"
+        )
+    names = ", ".join(part.name for part in state.partitions)
+    return Finding(name, True, f"{account}: Slurm {state.version}, partitions {names}{said}")
+
+
+async def _login(reach: Reach, grant: bytes) -> str:
+    """Where one lands, and whether its clock is right."""
+    async with reach.batch.links.link(grant, Action.JOB_POLL) as link:
+        told = await link.agent.hello()
+    skew_s = float(told["time"]) - time.time()
+    if abs(skew_s) > SKEW_S:
+        return f"clock of {told['host']} is {skew_s:+.0f} s off"
+    return f"; on {told['host']} with Python {told['python']}, files in {told['sessions']}"
+
+
+def judged(name: str, account: str, error: EdgeError) -> Finding:
+    """An error with what to do about it."""
+    words = f"{error.message} ({error.detail})" if error.detail else error.message
+    advice = next((advice for mark, advice in ADVICE if mark in words), OTHERWISE)
+    return Finding(name, False, f"{account}: {words}", advice)
+
+
+class _NobodyHere:
+    """Clusters elsewhere need no account of this machine."""
+
+    async def perform(self, *_: Any, **__: Any) -> Any:
+        raise EdgeError("a driver of a remote cluster asked for a local account")
