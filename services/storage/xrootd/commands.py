@@ -93,8 +93,9 @@ def client_config(config_file: Path, form: str) -> None:
                    f"XROOT_PROXY=root://{proxy}//")  # fmt: skip
         return
     click.echo("export XRD_PLUGIN=libXrdClProxyPlugin-5.so")
+    click.echo("export XRD_CPUSEPGWRTRD=0")  # the plugin of 5.5 has no page reads
     click.echo(f"export XROOT_PROXY=root://{proxy}//")
-    click.echo(f"export XROOT_PROXY_EXCL_DOMAINS={host}")
+    click.echo(f"export XROOT_PROXY_EXCL_DOMAINS={host},localhost")  # local files are file://localhost to it
 
 
 @xrootd.command("build")
