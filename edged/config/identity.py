@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from edged.config.base import AbsolutePath, AccountNameField, ByteSize, Count, Seconds, Section, Word
+from edged.config.batch import SshPeople
 from edged.config.site import Front
 from edged.errors import EdgeError
 from edged.identity.scopes import parse_scopes
@@ -129,6 +130,10 @@ class Identity(Front):
         default=(), description="Groups of tokens that may ban and see everything"
     )
 
+    ssh: SshPeople | None = Field(
+        default=None, description="SSH certificates for people; None: there are none"
+    )
+
     @property
     def admin_groups(self) -> tuple[str, ...]:
         """``admins`` as principals write their groups: with a leading slash."""
@@ -147,7 +152,9 @@ class Accounts(Section):
     )
     minimum_uid: Count = Field(default=1000, description="No account below it, ever")
     idle_s: Seconds = Field(default=900.0, description="A worker without use ends after this")
-    file_threads: Count = Field(default=8, description="File operations at once as one account, for each front")
+    file_threads: Count = Field(
+        default=8, description="File operations at once as one account, for each front"
+    )
     poll_account: AccountNameField | None = Field(
         default=None, description="Account whose squeue sees all jobs; None: one sweep per account"
     )
