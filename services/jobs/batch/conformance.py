@@ -102,9 +102,16 @@ class Subject:
 
         return await self.until(look, f"{ref.name} in {states}")
 
+    async def _answer(self, look: Callable[[], Awaitable[T | None]]) -> T | None:
+        """None as well when the batch system cannot answer now, which any call may say at any time."""
+        try:
+            return await look()
+        except Unavailable:
+            return None
+
     async def until(self, look: Callable[[], Awaitable[T | None]], what: str) -> T:
         end = time.monotonic() + self.patience_s
-        while (found := await look()) is None:
+        while (found := await self._answer(look)) is None:
             if time.monotonic() > end:
                 raise TimeoutError(what)
             await asyncio.sleep(0.1)
@@ -147,7 +154,7 @@ class Conformance:
         assert done.exit_code == 137 or done.signal == 9
 
     async def test_a_running_job_is_cancelled(self, subject: Subject) -> None:
-        ref = await subject.shell("echo started; sleep 300; echo survived")
+        ref = await subject.shell("echo started; sleep 300 && echo survived")
         await subject.seen(ref, BatchState.RUNNING)
         await subject.system.cancel(subject.grant, ref)
         done = await subject.final(ref)

@@ -49,7 +49,7 @@ async def test_forged_broken_and_expired_grants(site: Site, account: str) -> Non
 
 async def test_a_grant_ends_while_its_handle_is_in_use(site: Site, account: str) -> None:
     async with site().running() as stack:
-        short = stack.access(account, life_s=1.0)
+        short = stack.access(account, life_s=4.0)
         await stack.client.files.stat(short, ROOT)
 
         async def ended() -> bool:
@@ -59,7 +59,7 @@ async def test_a_grant_ends_while_its_handle_is_in_use(site: Site, account: str)
                 return error.message == "grant expired"
             return False
 
-        await until_async(ended, "the grant's end", 5)
+        await until_async(ended, "the grant's end", 15)
 
 
 async def test_accounts_that_are_not_on_the_list(site: Site, account: str) -> None:

@@ -73,7 +73,7 @@ class Nat:
             "--socket", str(socket), "--front", "daemon", "--user", "nobody",
             stderr=(self.directory / "netd.log").open("ab"),
         )  # fmt: skip
-        until(lambda: _answers(self.client), "netd answers", 10)
+        until(lambda: _answers(self.client), "netd answers", 30)
 
     def log(self) -> str:
         file = self.directory / "netd.log"
