@@ -54,8 +54,8 @@ class Place:
     environment: dict[str, str]
 
     def node(self, *argv: str, timeout_s: float = 40, **more: str) -> subprocess.CompletedProcess[str]:
-        short = {"XRD_CONNECTIONRETRY": "1", "XRD_CONNECTIONWINDOW": "2", "XRD_REQUESTTIMEOUT": "8"}
-        short |= {"XRD_STREAMERRORWINDOW": "2", "XRD_STREAMTIMEOUT": "8"}
+        short = {"XRD_CONNECTIONRETRY": "1", "XRD_CONNECTIONWINDOW": "2", "XRD_REQUESTTIMEOUT": "20"}
+        short |= {"XRD_STREAMERRORWINDOW": "2", "XRD_STREAMTIMEOUT": "20"}
         return subprocess.run(
             self.spaces.node.argv(argv), capture_output=True, text=True, timeout=timeout_s, check=False,
             env={**os.environ, **short, **self.environment, **more},
