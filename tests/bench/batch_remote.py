@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,6 @@ from edged.identity.words import Action
 from services.jobs.batch.conformance import Subject
 from services.jobs.batch.script import Payload, session_files
 from services.jobs.batch.slurm.driver import DRIVER as LOCAL
-from tests.bench.batch_sweep import fill
 from tests.real.batch_remote.reaching import Scratch, rest_cluster, rest_subject, ssh_cluster, ssh_subject
 from tests.support.batch_worker import BatchWorker
 from tests.support.local_accounts import CMSPRD
@@ -57,7 +57,7 @@ async def main(count: int) -> None:
                 await submissions(local, ssh, rest)
                 await reads(ssh, node)
                 slurm.output("scancel", f"--user={CMSPRD.name}")
-                await asyncio.to_thread(fill, slurm, count)
+                await fill(rest, count)
                 await following("ssh", ssh, node, count)
                 await following("slurmrest", rest, None, count)
             worker.close()
@@ -137,6 +137,18 @@ async def reads(ssh: Subject, node: Sshd) -> None:
     )
 
 
+async def fill(rest: Subject, count: int) -> None:
+    """Waiting jobs, the quickest way there is."""
+    asked = {"partition": "cpu", "memory_per_node": 100 << 20, "walltime_s": 600}
+
+    async def one() -> None:
+        await rest.system.submit(rest.grant, rest.submission(rest.job(), **asked))
+
+    await paced([one] * count, 8)
+    while len((await rest.system.sweep(rest.grant)).records) < count:
+        await asyncio.sleep(1)
+
+
 async def following(way: str, subject: Subject, node: Sshd | None, count: int) -> None:
     """CPU of a sweep at both ends, nothing having changed."""
     before = await subject.system.sweep(subject.grant)
@@ -175,4 +187,5 @@ def _children(pid: int) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends Slurm and sshd too
     asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10000))

@@ -273,11 +273,12 @@ class SlurmTestbed:
         self.output(
             "mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={root}/mysql",
             "--auth-root-authentication-method=socket", "--skip-test-db", "--skip-log-bin",
-            "--innodb-log-file-size=8M", timeout=60,
+            "--innodb-log-file-size=8M", f"--tmpdir={root}/run/mariadb", timeout=60,
         )  # fmt: skip
         argv = [
             "mariadbd", "--no-defaults", "--user=mysql", f"--datadir={root}/mysql",
-            f"--socket={socket_path}", "--skip-networking", f"--pid-file={root}/run/mariadb/mariadb.pid",
+            f"--socket={socket_path}", "--skip-networking", f"--tmpdir={root}/run/mariadb",
+            f"--pid-file={root}/run/mariadb/mariadb.pid",
             "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=8M",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
         ]  # fmt: skip
