@@ -20,7 +20,7 @@ import pytest
 from tests.support.edge import PORTS, UNITS, Edge
 from tests.support.knocking import Door, Reception, knocking
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 FRONTS = ("identity", "issuers", "identity-api", "jobs", "storage", "cache", "egress")
 FINAL = ("FINISHED", "FAILED", "KILLED", "LOST")
