@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import pytest
 
+from edged.errors import Unavailable
 from services.jobs.batch import script
 from services.jobs.batch.protocol import (
     BatchJob,
