@@ -29,7 +29,9 @@ from edged.identity.testissuer import ThrowAwayIssuer
 READY_S = 20.0
 STOP_S = 15.0
 ORDER = ("jobs", "storage", "xrootd", "cache", "egress", "portal")
-PART_OF = {"xrootd": "storage"}  # shown with the section it belongs to; it tells itself when it is not installed
+PART_OF = {
+    "xrootd": "storage"
+}  # shown with the section it belongs to; it tells itself when it is not installed
 
 Steps = Callable[[Demo], Awaitable[None]]
 

@@ -60,7 +60,9 @@ def listeners(addresses: Iterable[str], inherited: list[socket.socket] | None) -
     """The inherited sockets when there are any, else new ones on ``addresses``."""
     if inherited:
         found = [sock.dup() for sock in inherited]
-        for sock in found:  # dup() restores Python's idea of the timeout, on the description all processes share
+        for (
+            sock
+        ) in found:  # dup() restores Python's idea of the timeout, on the description all processes share
             sock.setblocking(False)
         return found
     return [bind(address) for address in addresses]

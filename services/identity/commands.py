@@ -133,7 +133,9 @@ def add(
     )
     others = effects.of_ban(config, asked)
     made = ask(config, lambda identity: identity.add_ban(asked, me()))
-    click.echo("\n".join([f"{made.id}: banned {_words(made)}; jobs {'kept' if keep_jobs else 'cancelled'}", *others]))
+    click.echo(
+        "\n".join([f"{made.id}: banned {_words(made)}; jobs {'kept' if keep_jobs else 'cancelled'}", *others])
+    )
 
 
 @ban.command("list")

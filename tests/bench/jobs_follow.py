@@ -42,7 +42,9 @@ async def main(count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="edged-bench-") as root, SlurmTestbed() as slurm:
         site = Site(Path(root))
         site.sections.update(
-            slurm_settings(Path(root), slurm, site.issuer.url, stuck_s=86400, poll_s=POLL_S, client_deadline_s=30)
+            slurm_settings(
+                Path(root), slurm, site.issuer.url, stuck_s=86400, poll_s=POLL_S, client_deadline_s=30
+            )
         )
         async with site.running(), site.api() as api:
             assert site.process is not None
@@ -53,7 +55,9 @@ async def main(count: int) -> None:
             await asyncio.sleep(MEASURED_S)
             share = (tree_seconds(pid) - before) / MEASURED_S
             memory = sum(pss_bytes(one) for one in tree(pid)) / (1 << 20)
-            print(f"following {count}: {share:.1%} of a core (bar 3 %), {memory:.0f} MiB PSS in all (bar 200 MB)")
+            print(
+                f"following {count}: {share:.1%} of a core (bar 3 %), {memory:.0f} MiB PSS in all (bar 200 MB)"
+            )
             late = [await lateness(api) for _ in range(5)]
             print(f"end seen after {sorted(late)[2]:.1f} s median, {max(late):.1f} s at most (bar 5 s)")
 

@@ -122,7 +122,7 @@ def _mirror() -> str:
             found = ARCHIVE.search(line)
             if found and not line.lstrip().startswith("#") and found[0].rstrip("/").endswith("/debian"):
                 return found[0]
-    return "http://deb.debian.org/debian"
+    raise CannotBuild("this machine's apt sources name no Debian archive")
 
 
 def _run(command: list[str], limit_s: float) -> None:

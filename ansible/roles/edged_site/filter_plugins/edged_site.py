@@ -5,7 +5,9 @@ from __future__ import annotations
 
 def _of_vo(name, vo):
     """One VO's issuers, mappings and exports. Raises KeyError for a VO without an issuer."""
-    shared = {key: value for key, value in vo.items() if key in ("audience", "profile", "ca_file", "claims_from")}
+    shared = {
+        key: value for key, value in vo.items() if key in ("audience", "profile", "ca_file", "claims_from")
+    }
     issuers = vo.get("issuers") or [{"url": vo["issuer"]}]
     issuers = [{**shared, **issuer, "vo": name} for issuer in issuers]
     first = issuers[0]["url"]
@@ -17,7 +19,12 @@ def _of_vo(name, vo):
 
 def edged_site(vos, queues=(), extra=None):
     """The tree of conf.d/site.toml. ``vos``: name → VO, in the order their mappings are tried."""
-    tree = {"issuer": [], "mapping": [], "jobs": {"queue": list(queues), "limit": []}, "storage": {"export": []}}
+    tree = {
+        "issuer": [],
+        "mapping": [],
+        "jobs": {"queue": list(queues), "limit": []},
+        "storage": {"export": []},
+    }
     for name, vo in vos.items():
         issuers, mappings, exports, limits = _of_vo(name, vo)
         tree["issuer"] += issuers
