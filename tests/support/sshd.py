@@ -44,6 +44,7 @@ class Sshd:
         self.root = Path(tempfile.mkdtemp(prefix="edged-sshd-"))
         self.root.chmod(0o755)
         self.port = _free_port()
+        self._frozen: list[int] = []
         self._authority = authority
         self._environment = {"PATH": "/usr/bin:/bin", **(environment or {})}
         self._settings = {
@@ -103,6 +104,7 @@ class Sshd:
 
     def stop(self) -> None:
         """The listener and every session end, as at a reboot."""
+        self.thaw()
         self.daemon.stop(5)
         self.cut()
 
@@ -128,14 +130,17 @@ class Sshd:
 
     def freeze(self) -> None:
         """Connections stay and nothing answers any more."""
-        for pid in self.sessions():
+        self._frozen = self.sessions()
+        for pid in self._frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        for pid in self.sessions():
+        """Go on: those that were left meanwhile then notice, and end."""
+        for pid in self._frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+        self._frozen = []
 
     def connections(self) -> int:
         """Logins accepted so far."""
