@@ -51,7 +51,7 @@ async def steps(demo: Demo) -> None:
     """Fetch a verified object cold and hot, and see a corrupted stratum refused."""
     assert demo.config.cache is not None
     corrupted, honest = demo.config.cache.repositories[0].stratums
-    demo.heading("Software: a CVMFS repository through the cache")
+    demo.heading("cache: a CVMFS repository, verified on its way")
     async with stratum(corrupted, corrupt=True), aiohttp.ClientSession() as session:
         node = Node(session, demo.url("cache"), honest)
         async with stratum(honest, corrupt=False):
