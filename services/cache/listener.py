@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from edged.config.cache import Cache
@@ -23,6 +23,7 @@ log = get_logger("edged.cache.listener")
 _BUFFER = 64 << 10
 _ACCEPTS = 64  # per wake-up, so that a flood of newcomers does not starve the others
 _SWEEP_S = 1.0
+_FIRST_WORD_S = 1.0
 _MIN_DRAIN = 1024  # bytes per second a client must take of its answer
 _MAX_BLOCKS = 4096  # header blocks remembered as harmless
 _MAX_BLOCK = 2048
@@ -177,13 +178,15 @@ class Listener:
                 connection.close()
 
     async def _drain(self) -> None:
-        """Let answers under way finish; idle connections close at once."""
+        """Let answers under way finish and hear out who has just come; idle connections close at once."""
         self.stopping = True
-        for connection in list(self._open):
-            if not connection.busy and not connection.closed:
-                connection.on_readable()  # what was asked before we stopped is answered
-            if not connection.busy and not connection.closed:
-                connection.close()
+        self._close_idle(longer_than_s=_FIRST_WORD_S)
+        if self._open:
+            self._empty.clear()
+            with suppress(TimeoutError):  # accepted a moment ago: its request may be on the way
+                async with asyncio.timeout(_FIRST_WORD_S):
+                    await self._empty.wait()
+        self._close_idle(longer_than_s=0.0)
         if self._open:
             self._empty.clear()
             try:
@@ -193,3 +196,11 @@ class Listener:
                 log.warning("answers cut off at the end", extra={"connections": len(self._open)})
         for connection in list(self._open):
             connection.close()
+
+    def _close_idle(self, *, longer_than_s: float) -> None:
+        now = self.clock()
+        for connection in list(self._open):
+            if not connection.busy and not connection.closed:
+                connection.on_readable()  # what was asked before we stopped is answered
+            if not connection.busy and not connection.closed and now - connection.since >= longer_than_s:
+                connection.close()

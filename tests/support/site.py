@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.client import ApiClient, connected
+from edged.errors import EdgeError, Unavailable
 from edged.identity.testca import ThrowAwayCa
 from edged.identity.testissuer import ThrowAwayIssuer
 from tests.support.local_accounts import LocalAccount, ensure
@@ -118,6 +119,20 @@ class Site:
                 assert self.process.poll() is None, f"edged ended:\n{self.log()[-4000:]}"
                 await asyncio.sleep(0.02)
         self.listening = json.loads(told.read_text())
+        await self._until_keys_are_known()
+
+    async def _until_keys_are_known(self) -> None:
+        """The issuer's keys are fetched in the background: a token that comes sooner is told to come again."""
+        async with asyncio.timeout(READY_S), self.api("identity-api") as api:
+            while True:
+                try:
+                    await api.call("GET", "/v1/whoami")
+                except Unavailable:
+                    await asyncio.sleep(0.1)
+                except EdgeError:
+                    return  # its settings may refuse alice; the keys are there
+                else:
+                    return
 
     def kill(self) -> None:
         """SIGKILL to the daemon; accountd ends by itself when its parent is gone."""
