@@ -42,16 +42,16 @@ class Probing:
         self._again.set()
 
     def not_ready(self) -> str | None:
-        """Which server did not answer, and to what."""
+        """Which servers did not answer, and to what."""
+        troubles: list[str] = []
         for instance in self._plan.instances:
             if instance.role is Role.PROXY:
                 continue
             if instance.name not in self._last:
-                return f"{instance.name}: not probed yet"
-            failed = self._last[instance.name]
-            if failed is not None:
-                return f"{instance.name}: {failed.step}: {failed.said}"
-        return None
+                troubles.append(f"{instance.name}: not probed yet")
+            elif (failed := self._last[instance.name]) is not None:
+                troubles.append(f"{instance.name}: {failed.step}: {failed.said}")
+        return "; ".join(troubles) or None
 
     async def run(self) -> None:
         """Soon after the start, then every ``probe_s``; quickly again while something fails."""
