@@ -2,8 +2,7 @@
 PYTHON ?= $(shell .ci/python)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# test processes: tests wait for real daemons more than they compute. One repeat is allowed, and counted aloud
-# at the end ("N rerun"): a repeated test is a defect to mend, but not what a landing should hang on
+# test processes: tests wait for real daemons more than they compute
 WORKERS ?= 3
 
 .PHONY: demo test lint format unit lock slurm wheelhouse clean help
@@ -19,7 +18,7 @@ demo: $(VENV)/runtime.stamp
 test: $(VENV)/test.stamp
 	@.ci/packages
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q . && $(BIN)/mypy
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --reruns 1 $(TESTS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
