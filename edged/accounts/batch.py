@@ -14,8 +14,11 @@ from edged.accounts.api import BatchVerb
 from edged.accounts.clients import Workplace
 from edged.accounts.messages import Request, Start
 from edged.accounts.worker import Answer
-from edged.errors import BadRequest, Denied
+from edged.errors import BadRequest, Denied, Unavailable
 from edged.identity.grants import Grant
+from edged.logs import get_logger
+
+log = get_logger("edged.accounts.batch")
 
 ENTRY_POINTS = "edged.batch"
 MAX_DEADLINE_S = 600.0
@@ -27,9 +30,17 @@ def verb_name(kind: type[BatchVerb]) -> str:
 
 
 def load_verbs() -> dict[str, type[BatchVerb]]:
-    """The verbs of every installed driver (``driver.verbs``), by name."""
-    drivers = (point.load() for point in entry_points(group=ENTRY_POINTS))
-    return by_name(verb for driver in drivers for verb in driver.verbs)
+    """The verbs of every installed driver (``driver.verbs``), by name.
+
+    A driver may be a site's own: one that cannot be imported is left out and told of, the others serve.
+    """
+    found: dict[str, type[BatchVerb]] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            found |= by_name(point.load().verbs)
+        except Exception:
+            log.exception("batch driver cannot be loaded", extra={"driver": point.name})
+    return found
 
 
 def by_name(verbs: Iterable[type[BatchVerb]]) -> dict[str, type[BatchVerb]]:
@@ -49,7 +60,7 @@ class BatchCalls:
         }
 
     def answer(self, grant: Grant, request: Request, body: int | None) -> Answer:
-        """Perform one verb. Raises Denied, BadRequest, and what the verb raises."""
+        """Perform one verb. Raises Denied, BadRequest, Unavailable, and what the verb raises."""
         assert isinstance(request, messages.Perform)
         verb = self._verb(request, body)
         require(grant, verb)
@@ -63,7 +74,7 @@ class BatchCalls:
     def _verb(self, request: messages.Perform, body: int | None) -> BatchVerb:
         decoder = self._decoders.get(request.verb)
         if decoder is None:
-            raise BadRequest("no such batch verb", detail=request.verb)
+            raise Unavailable("the batch driver is not loaded: see accountd's log", detail=request.verb)
         try:
             verb: BatchVerb = decoder.decode(
                 request.body or packets.read_memory(-1 if body is None else body)

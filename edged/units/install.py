@@ -33,11 +33,11 @@ class Change:
 
 def shipped() -> Path:
     """The directory of the units that came with this edged. Raises ConfigError."""
-    places = (Path(sys.prefix) / "share/edged/systemd", Path(__file__).parents[2] / "systemd")
-    for place in places:
+    installed = Path(sys.prefix) / "share/edged/systemd"
+    for place in (Path(__file__).parents[2] / "systemd", installed):  # a source tree's own go first
         if (place / "edged.target").is_file():
             return place
-    raise ConfigError([f"the units are missing from this installation: no {places[0]}"])
+    raise ConfigError([f"the units are missing from this installation: no {installed}"])
 
 
 def files(config: Config, prefix: str = PREFIX) -> dict[Path, str]:

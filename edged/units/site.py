@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edged.config import Config
 from edged.config.base import Section
-from edged.config.egress import Relay
+from edged.config.egress import Egress, Relay
 from edged.config.site import Front
 from edged.errors import ConfigError
 
@@ -62,9 +62,8 @@ def wanted(config: Config) -> list[str]:
     others = _of_services(config)
     if "edged-xrootd.service" in others:
         services.append("xrootd")
-    sockets = [f"edged-{name}.socket" for name in services if name != "xrootd"]
-    sockets += ["edged-identity-feed.socket", *(f"edged-observe@{name}.socket" for name in services)]
-    sockets += [f"edged-egress-relay@{relay.name}.socket" for relay in _relays(config)]
+    sockets = ["edged-identity.socket", "edged-identity-feed.socket", "edged-issuers.socket"]
+    sockets += [*listeners(config), *(f"edged-observe@{name}.socket" for name in services)]
     units = [*dict.fromkeys([*(f"edged-{name}.service" for name in services), *others])]
     if _has_accounts(config):
         sockets.append("edged-accountd.socket")
@@ -77,17 +76,28 @@ def wanted(config: Config) -> list[str]:
     return [*sockets, *units]
 
 
+def listeners(config: Config) -> dict[str, tuple[str, ...]]:
+    """Socket unit → its addresses, of everything here that listens to others."""
+    found = {
+        f"edged-{name}.socket": getattr(section, "listen", ()) for name, section in fronts(config).items()
+    }
+    found |= {f"edged-egress-relay@{relay.name}.socket": relay.listen for relay in _relays(config)}
+    if config.egress is not None and config.egress.api is not None:
+        found["edged-egress-api.socket"] = config.egress.api.listen
+    if config.jobs is not None and (pods := config.jobs.interlink) is not None:
+        found["edged-interlink.socket"] = pods.listen
+        found["edged-interlink-plugin.socket"] = pods.plugin.listen if pods.plugin is not None else ()
+    return {unit: addresses for unit, addresses in found.items() if addresses}
+
+
 def drop_ins(config: Config) -> dict[str, str]:
     """``edged-jobs.socket.d/50-site.conf`` → text. Raises ConfigError for what the units cannot serve."""
     if problems := list(_problems(config)):
         raise ConfigError(problems)
     found = {"edged.target": _section("Unit", [f"Wants={unit}" for unit in wanted(config)])}
+    found |= {unit: _listening(addresses) for unit, addresses in listeners(config).items()}
     for name, section in fronts(config).items():
-        listen: tuple[str, ...] = getattr(section, "listen", ())
-        found[f"edged-{name}.socket"] = _listening(listen)
         found[f"edged-{name}.service"] = _section("Service", _service(config, name, section))
-    for relay in _relays(config):
-        found[f"edged-egress-relay@{relay.name}.socket"] = _listening(relay.listen)
     for name in observed(config):
         found[f"edged-observe@{name}.socket"] = _listening([config.observe.services[name]])
     for unit, lines in _of_services(config).items():
@@ -97,6 +107,10 @@ def drop_ins(config: Config) -> dict[str, str]:
     if config.tls.certificate is not None:
         found["edged-renewed.path"] = _section(
             "Path", ["PathChanged=", f"PathChanged={config.tls.certificate}"]
+        )
+    if config.egress is not None and _has_tls(config.egress):  # else no tunnel is cut for a certificate
+        found["edged-renewed.service"] = _section(
+            "Service", ["ExecStart=/bin/systemctl try-restart edged-egress.service"]
         )
     return {f"{unit}.d/{DROP_IN}": text for unit, text in found.items() if text}
 
@@ -115,10 +129,26 @@ def _problems(config: Config) -> Iterator[str]:
         listen: tuple[str, ...] = getattr(section, "listen", ())
         relays = _relays(config) if name == "egress" else ()
         if not listen and not relays:
-            yield f"{name.removesuffix('-api')}.listen: missing; the socket unit needs an address"
-        for address in (*listen, *(item for relay in relays for item in relay.listen)):
+            yield f"{_KEYS.get(name, name)}.listen: missing; the socket unit needs an address"
+    for unit, addresses in listeners(config).items():
+        for address in addresses:
             if address.endswith(":0"):
-                yield f"{name.removesuffix('-api')}.listen: {address}: a socket unit needs a fixed port"
+                yield f"{_key(unit)}.listen: {address}: a socket unit needs a fixed port"
+
+
+def _key(unit: str) -> str:
+    """How the configuration calls what a socket unit listens for."""
+    name = unit.removeprefix("edged-").removesuffix(".socket")
+    relay = name.removeprefix("egress-relay@")
+    return f"egress.relay {relay}" if relay != name else _KEYS.get(name, name)
+
+
+_KEYS = {
+    "identity-api": "identity",
+    "egress-api": "egress.api",
+    "interlink": "jobs.interlink",
+    "interlink-plugin": "jobs.interlink.plugin",
+}
 
 
 def observed(config: Config) -> list[str]:
@@ -136,8 +166,9 @@ def _of_services(config: Config) -> dict[str, list[str]]:
 
 
 def _service(config: Config, name: str, section: Section) -> Iterator[str]:
-    if isinstance(section, Front) and name != "cache":
-        yield from _tls(config, section)
+    front = section.api if isinstance(section, Egress) else section
+    if isinstance(front, Front) and name != "cache":
+        yield from _tls(config, front)
     if config.cache is not None and name == "cache":
         if config.cache.store != CACHE:
             yield f"ReadWritePaths=-{config.cache.store}"
@@ -206,4 +237,5 @@ def _has_accounts(config: Config) -> bool:
 
 
 def _has_tls(section: Section) -> bool:
-    return isinstance(section, Front) and section.tls
+    front = section.api if isinstance(section, Egress) else section
+    return isinstance(front, Front) and front.tls

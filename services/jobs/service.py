@@ -80,7 +80,10 @@ def batch_systems(jobs: Jobs, accounts: Batch, credentials: Credentials) -> Mapp
     def driver(kind: str) -> Driver | Reaching:
         if kind not in points:
             raise ConfigError([f"jobs.batch: no driver {kind!r}; installed are {', '.join(sorted(points))}"])
-        loaded: Driver | Reaching = points[kind].load()
+        try:
+            loaded: Driver | Reaching = points[kind].load()
+        except Exception as error:  # a site's own may raise anything while it is imported
+            raise ConfigError([f"jobs.batch: driver {kind!r} cannot be loaded: {error!r}"]) from error
         return loaded
 
     # those that lend their sessions to others come first

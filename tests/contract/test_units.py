@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -24,7 +25,8 @@ SECURITY = {"edged-accountd.service": 3.0, "edged-xrootd@.service": 3.0, "edged-
 # names under which the code looks for what it inherits (edged.services.Context.inherited)
 INHERITED = {
     *("identity", "identity-feed", "issuers", "identity-api", "jobs", "storage", "cache", "egress"),
-    *("portal", "accountd", "netd", "observe", "egress-relay-%i"),
+    *("portal", "accountd", "netd", "observe", "egress-relay-%i", "egress-api"),
+    *("interlink", "interlink-plugin"),
 }
 
 
@@ -139,10 +141,20 @@ issuer = "https://issuer.example.org/"
 account = "cmsprd"
 [identity]
 listen = ["0.0.0.0:8443", "[::]:8443"]
+[[identity.assertions]]
+service = "jobs"
+accounts = ["cmsprd"]
 [jobs]
 listen = ["0.0.0.0:8444"]
 batch = "slurm"
 sessions = "/gpfs/edged"
+[jobs.interlink]
+listen = ["0.0.0.0:8446"]
+runtime = {images = ["docker.io/library/"]}
+[jobs.interlink.plugin]
+listen = ["/run/interlink/edged.sock"]
+account = "cmsprd"
+users = ["interlink"]
 [storage]
 listen = ["0.0.0.0:8445"]
 [[storage.export]]
@@ -154,6 +166,7 @@ listen = ["10.0.0.1:3128"]
 store = "/scratch/cache"
 [egress]
 listen = ["10.0.0.1:3129"]
+api = {listen = ["10.0.0.1:3130"]}
 [[egress.relay]]
 name = "collector"
 listen = ["10.0.0.1:9618"]
@@ -176,6 +189,27 @@ def test_addresses_come_from_the_configuration(config: configuration.Config) -> 
     assert found["edged-identity-api.socket.d/50-site.conf"] == listening
     assert "10.0.0.1:9618" in found["edged-egress-relay@collector.socket.d/50-site.conf"]
     assert "127.0.0.1:9467" in found["edged-observe@jobs.socket.d/50-site.conf"]
+    assert "0.0.0.0:8446" in found["edged-interlink.socket.d/50-site.conf"]
+    assert "/run/interlink/edged.sock" in found["edged-interlink-plugin.socket.d/50-site.conf"]
+    assert "10.0.0.1:3130" in found["edged-egress-api.socket.d/50-site.conf"]
+
+
+def test_every_listener_of_the_configuration_has_a_socket_unit(config: configuration.Config) -> None:
+    """Whatever is called `listen` in the tree, at any depth; the health listeners have units of another name."""
+    written = "".join(text for name, text in site.drop_ins(config).items() if ".socket" in name)
+    for key, addresses in _listen(config.model_dump(exclude={"observe"})):
+        assert not addresses or all(f"ListenStream={one}\n" in written for one in addresses), key
+
+
+def _listen(tree: object, key: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name == "listen":
+                yield key, value
+            yield from _listen(value, f"{key}.{name}")
+    elif isinstance(tree, (list, tuple)):
+        for number, value in enumerate(tree):
+            yield from _listen(value, f"{key}[{number}]")
 
 
 def test_secrets_and_paths_come_from_the_configuration(config: configuration.Config) -> None:
@@ -187,6 +221,8 @@ def test_secrets_and_paths_come_from_the_configuration(config: configuration.Con
     assert "ReadWritePaths=-/scratch/cache" in found["edged-cache.service.d/50-site.conf"]
     accountd = found["edged-accountd.service.d/50-site.conf"].splitlines()
     assert accountd == ["[Service]", "ReadWritePaths=-/gpfs/cms", "ReadWritePaths=-/gpfs/edged"]
+    assert tls in found["edged-egress.service.d/50-site.conf"], "its API speaks TLS, the gate itself does not"
+    assert "edged-egress" in found["edged-renewed.service.d/50-site.conf"]
 
 
 def test_only_what_is_configured_runs(config: configuration.Config) -> None:
