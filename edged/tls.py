@@ -17,7 +17,9 @@ log = get_logger("edged.tls")
 
 CHECK_PERIOD_S = 30.0
 EXPIRY = metrics.gauge(
-    "tls_certificate_expiry_timestamp_seconds", "When the host certificate in use expires, Unix seconds."
+    "tls_certificate_expiry_timestamp_seconds",
+    "When the host certificate in use expires, Unix seconds.",
+    across=metrics.Across.LEAST,
 )
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 

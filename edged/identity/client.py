@@ -33,7 +33,12 @@ FACTS_S = 5.0
 RECONNECT_S = 0.1
 
 LOOKUPS = metrics.counter("identity_verdict_lookups", "Verdicts asked by this front.", ("found",))
-FEED_AGE = metrics.gauge("identity_feed_connected", "1 while this front hears the ban feed.", ("service",))
+FEED_AGE = metrics.gauge(
+    "identity_feed_connected",
+    "1 while this front hears the ban feed.",
+    ("service",),
+    across=metrics.Across.LEAST,
+)
 
 Covers = Callable[[Principal], bool]
 OnBan = Callable[[Covers, bool], None]
@@ -209,6 +214,12 @@ class IdentityClient:
         await self._ask(wire.LiftBan(ban_id, by), wire.Done)
 
     async def bans(self) -> tuple[Ban, ...]:
+    async def require_unbanned(self, principal: Principal) -> None:
+        """Raises Denied for who is banned, Unavailable when bans could have been missed."""
+        await self._require_feed()
+        if (ban := self._revocations.ban_on(principal, time.time())) is not None:
+            raise Denied("this identity is banned at this site", detail=f"ban {ban.id}")
+
         """All bans that hold."""
         return (await self._ask(wire.ListBans(), wire.Bans)).bans
 

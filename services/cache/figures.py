@@ -11,12 +11,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from edged.config.cache import Cache
-from edged.metrics import LATENCY_S
+from edged.metrics import LATENCY_S, Across, merging
 from services.cache.documents import MANIFEST
 from services.cache.traffic import Outcome, Traffic
 
 if TYPE_CHECKING:
     from services.cache.service import CacheService
+
+merging("cache_upstream_resting", Across.LARGEST)  # each worker has a circuit of its own
 
 _HITS = (Outcome.MEMORY, Outcome.DISK, Outcome.SHARED, Outcome.STALE, Outcome.REVALIDATED)
 _MAX_LABELS = 256  # repositories shown by name; under a wildcard there may be more, they count as "other"

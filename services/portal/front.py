@@ -16,6 +16,7 @@ from edged.config.portal import Portal
 from edged.errors import BadRequest, Denied, EdgeError, NotFound, TooLarge, Unauthenticated, Unsupported
 from edged.http.problems import status_of
 from edged.http.server import UNAUTHENTICATED
+from edged.identity.words import Principal
 from edged.logs import audit as audit_line
 from edged.logs import get_logger
 from edged.usage import GROUPS, as_csv, as_json, summed
@@ -45,18 +46,29 @@ HEADERS = {
 SEARCHES = 2  # at once: each may read many megabytes
 
 Answering = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Unbanned = Callable[[Principal], Awaitable[None]]
 Showing = Callable[[web.BaseRequest, Session], Awaitable[web.Response]]
 
 
 class PortalFront:
-    """Answers requests. Everything but the sign-in and its style needs a session or the admin token."""
+    """Answers requests. Everything but the sign-in and its style needs a session or the admin token.
+
+    ``unbanned`` raises Denied for a principal whom the site has banned; asked with a ``provider`` only.
+    """
 
     def __init__(
-        self, config: Config, settings: Portal, figures: Figures, provider: Provider | None, admin_token: str
+        self,
+        config: Config,
+        settings: Portal,
+        figures: Figures,
+        *,
+        admin_token: str,
+        provider: Provider | None,
+        unbanned: Unbanned | None,
     ) -> None:
         self._config, self._settings = config, settings
         self._figures = figures
-        self._provider = provider
+        self._provider, self._unbanned = provider, unbanned
         self._admin_token = admin_token
         self._sessions = Sessions(settings.session_s, settings.sessions)
         self._searches = asyncio.Semaphore(SEARCHES)
@@ -148,10 +160,10 @@ class PortalFront:
             return response
         return self._signed_in("admin token")
 
-    def _signed_in(self, who: str) -> web.Response:
-        audit_line("portal sign-in", who={"subject": who}, allowed=True, reason="")
+    def _signed_in(self, who: str, principal: Principal | None = None) -> web.Response:
+        audit_line("portal sign-in", who=_named(who, principal), allowed=True, reason="")
         response = _redirect("/")
-        cookie = self._sessions.open(who, time.monotonic())
+        cookie = self._sessions.open(who, time.monotonic(), principal)
         self._set(response, self._cookie, cookie, self._settings.session_s)
         return response
 
@@ -190,29 +202,36 @@ class PortalFront:
         return response
 
     async def _end(self, request: web.BaseRequest) -> web.Response:
-        if self._provider is None:
+        if self._provider is None or self._unbanned is None:
             raise NotFound("no such page")
         query = request.rel_url.query
         if "error" in query:
             raise Denied("the provider did not sign you in", detail=query["error"][:200])
         browser = request.cookies.get(self._begun, "")
+        principal: Principal | None = None
         try:
-            who = await self._provider.end(
+            principal = await self._provider.end(
                 query.get("state", ""), query.get("code", ""), browser, time.monotonic()
             )
+            await self._unbanned(principal)
         except Denied as error:
-            who = str(error.values.get("subject", ""))
+            who = principal.subject if principal is not None else str(error.values.get("subject", ""))
             audit_line(
                 "portal sign-in",
-                who={"subject": who},
+                who=_named(who, principal),
                 allowed=False,
                 reason=error.message,
                 detail=error.detail,
             )
             raise
-        response = self._signed_in(who)
+        response = self._signed_in(principal.subject, principal)
         self._drop(response, self._begun)
         return response
+
+    def banned(self, covers: Callable[[Principal], bool], _keep_jobs: bool) -> None:
+        """A ban was made: whom it covers is signed out."""
+        for who in self._sessions.end(covers):
+            audit_line("portal session ended", who={"subject": who}, allowed=False, reason="banned")
 
     # -- what ---------------------------------------------------------------------------------------
 
@@ -280,6 +299,11 @@ class PortalFront:
     def _html(self, title: str, body: Child, session: Session | None, status: int = 200) -> web.Response:
         text = page.document(self._config.site.name, title, body, session)
         return web.Response(text=text, content_type="text/html", status=status)
+
+
+def _named(who: str, principal: Principal | None) -> dict[str, object]:
+    """For the audit log."""
+    return {"subject": who} if principal is None else {"subject": who, "issuer": principal.issuer}
 
 
 def _json(body: bytes) -> web.Response:

@@ -21,6 +21,7 @@ from edged import systemd
 from edged.config.portal import Oidc
 from edged.config.site import Tls
 from edged.errors import BadRequest, Denied, Upstream
+from edged.identity.words import IssuerUrl, Principal, VoName
 from edged.tls import client_context
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
@@ -75,8 +76,8 @@ class Provider:
         endpoint = _https(metadata, "authorization_endpoint")
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", begun.browser
 
-    async def end(self, state: str, code: str, browser: str, now: float) -> str:
-        """The subject who signed in. Raises BadRequest, Denied or Upstream. A state serves once."""
+    async def end(self, state: str, code: str, browser: str, now: float) -> Principal:
+        """Who signed in. Raises BadRequest, Denied or Upstream. A state serves once."""
         begun = self._begun.pop(state, None)
         if begun is None or begun.until < now or not secrets.compare_digest(begun.browser, browser):
             raise BadRequest("this sign-in was not begun here, or too long ago: begin again")
@@ -85,8 +86,14 @@ class Provider:
             answer = await self._exchange(session, metadata, code, begun)
             keys = await self._json(session, "GET", _https(metadata, "jwks_uri"))
         claims = self._verified(str(answer.get("id_token", "")), keys, begun.nonce)
-        self._admitted(claims)
-        return str(claims["sub"])
+        groups = self._admitted(claims)
+        return Principal(
+            issuer=IssuerUrl(self._settings.issuer),
+            subject=str(claims["sub"]),
+            vo=VoName(""),
+            groups=groups,
+            client=self._settings.client_id,
+        )
 
     def _session(self) -> aiohttp.ClientSession:
         context = client_context(self._tls, self._settings.ca_file)
@@ -157,12 +164,14 @@ class Provider:
             raise Denied("the provider's ID token is another client's")
         return claims
 
-    def _admitted(self, claims: dict[str, Any]) -> None:
+    def _admitted(self, claims: dict[str, Any]) -> tuple[str, ...]:
+        """All groups of a member of one that may see the page. Raises Denied."""
         held = claims.get(self._settings.groups_claim) or []
         listed = [held] if isinstance(held, str) else held if isinstance(held, list) else []
-        groups = {one for one in listed if isinstance(one, str)}
-        if not groups & set(self._settings.groups):
+        groups = tuple(one for one in listed if isinstance(one, str))
+        if not set(groups) & set(self._settings.groups):
             raise Denied("not a member of a group that may see this page", subject=str(claims.get("sub", "")))
+        return groups
 
 
 def challenge(verifier: str) -> str:

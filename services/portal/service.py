@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edged.config import Config
 from edged.http.server import HttpServer
+from edged.identity.client import IdentityClient
 from edged.identity.words import ServiceName
 from edged.lifecycle import Service
 from edged.services import Context
@@ -23,7 +24,17 @@ def build(config: Config, context: Context) -> list[Service]:
     settings = config.portal
     figures = Figures(config, settings)
     provider = Provider(settings.oidc, config.tls, settings.url) if settings.oidc is not None else None
-    front = PortalFront(config, settings, figures, provider, admin_token(settings.admin_token_file))
+    identity = IdentityClient(config, NAME) if provider is not None else None
+    front = PortalFront(
+        config,
+        settings,
+        figures,
+        admin_token=admin_token(settings.admin_token_file),
+        provider=provider,
+        unbanned=identity.require_unbanned if identity is not None else None,
+    )
+    if identity is not None:
+        identity.on_ban(front.banned)
     server = HttpServer(
         NAME,
         settings,
@@ -32,4 +43,4 @@ def build(config: Config, context: Context) -> list[Service]:
         inherited=context.inherited.get(NAME),
         stop_deadline_s=config.runtime.stop_deadline_s,
     )
-    return [figures, server]
+    return [*([identity] if identity is not None else []), figures, server]

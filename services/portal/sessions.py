@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from edged import systemd
 from edged.errors import ConfigError
+from edged.identity.words import Principal
 
 SHORTEST = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """``csrf`` is in every form of its pages; ``until`` is monotonic seconds."""
+    """``csrf`` is in every form of its pages; ``until`` is monotonic seconds.
+
+    ``principal``: whom the provider signed in, None for the admin token.
+    """
 
     who: str
     csrf: str
     until: float
+    principal: Principal | None = None
 
 
 class Sessions:
@@ -33,12 +39,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._held)
 
-    def open(self, who: str, now: float) -> str:
+    def open(self, who: str, now: float, principal: Principal | None = None) -> str:
         """Sign somebody in; returns what the cookie carries."""
         while len(self._held) >= self._most:
             del self._held[next(iter(self._held))]
         cookie = secrets.token_urlsafe(32)
-        self._held[_digest(cookie)] = Session(who, secrets.token_urlsafe(32), now + self._life_s)
+        self._held[_digest(cookie)] = Session(who, secrets.token_urlsafe(32), now + self._life_s, principal)
         return cookie
 
     def get(self, cookie: str, now: float) -> Session | None:
@@ -53,6 +59,11 @@ class Sessions:
     def close(self, cookie: str) -> None:
         """Sign out."""
         self._held.pop(_digest(cookie), None)
+
+    def end(self, covers: Callable[[Principal], bool]) -> list[str]:
+        """Sign out everybody whom a ban covers; returns who they were."""
+        ended = [key for key, held in self._held.items() if held.principal and covers(held.principal)]
+        return [self._held.pop(key).who for key in ended]
 
 
 def _digest(text: str) -> bytes:

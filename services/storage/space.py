@@ -11,10 +11,11 @@ from edged.errors import EdgeError
 from services.storage.exchange import Exchange
 from services.storage.namespace import Target
 
-TOTAL = metrics.gauge("storage_space_total_bytes", "Space an export may fill.", ("export",))
-USED = metrics.gauge("storage_space_used_bytes", "Space used of an export.", ("export",))
-INODES = metrics.gauge("storage_inodes_total", "Inodes an export may use.", ("export",))
-INODES_USED = metrics.gauge("storage_inodes_used", "Inodes used of an export.", ("export",))
+_SAME = metrics.Across.LARGEST  # every worker tells of the same file systems
+TOTAL = metrics.gauge("storage_space_total_bytes", "Space an export may fill.", ("export",), across=_SAME)
+USED = metrics.gauge("storage_space_used_bytes", "Space used of an export.", ("export",), across=_SAME)
+INODES = metrics.gauge("storage_inodes_total", "Inodes an export may use.", ("export",), across=_SAME)
+INODES_USED = metrics.gauge("storage_inodes_used", "Inodes used of an export.", ("export",), across=_SAME)
 
 REMEMBERED = 1024
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,7 +11,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.real.portal.site import browser, edge, ready
+from tests.real.portal.site import browser, edge, ready, signed_in
 from tests.support.openid import OpenIdProvider
 from tests.support.site import Site
 
@@ -109,6 +110,31 @@ async def test_a_forged_signature_signs_nobody_in(both: Both) -> None:
             assert response.status == 403
     finally:
         provider.forge = False
+
+
+async def test_a_ban_ends_the_session_and_refuses_another(both: Both) -> None:
+    """The admin token's session goes on: it is nobody's whom a ban could name."""
+    site, provider = both
+    admin = site.token(groups=("/cms", "/site/admins"))
+    async with browser(site) as session, browser(site) as local, site.api("identity-api", admin) as api:
+        await signed_in(local)
+        async with session.get(await walked(session), allow_redirects=False) as response:
+            assert response.status == 303
+        made = await api.call("POST", "/v1/bans", body={"issuer": provider.url, "subject": "operator-1"})
+        async with asyncio.timeout(1.0):
+            while True:
+                async with session.get("/") as response:
+                    if response.status == 401:
+                        break
+        async with session.get(await walked(session), allow_redirects=False) as response:
+            assert response.status == 403
+        async with local.get("/") as response:
+            assert response.status == 200
+        await api.call("DELETE", f"/v1/bans/{made['id']}")
+        async with session.get(await walked(session), allow_redirects=False) as response:
+            assert response.status == 303
+    log = (site.root / "audit.log").read_text()
+    assert "portal session ended" in log and "this identity is banned" in log
 
 
 async def test_a_link_made_by_someone_else_signs_nobody_in(both: Both) -> None:

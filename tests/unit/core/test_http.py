@@ -75,6 +75,22 @@ def test_merged_metrics_add_up() -> None:
     assert merged.count("# TYPE edged_x_total counter") == 1
 
 
+def test_gauges_of_several_workers_are_told_once_or_added_as_they_are_marked() -> None:
+    space = metrics.gauge("test_space_bytes", "Told by all.", ("export",), across=metrics.Across.LARGEST)
+    heard = metrics.gauge("test_heard", "All must.", across=metrics.Across.LEAST)
+    held = metrics.gauge("test_held", "Each its own.")
+    pages = []
+    for connected in (1, 0):
+        space.labels("/cms").set(100)
+        heard.set(connected)
+        held.set(3)
+        pages.append(metrics.exposition())
+    merged = metrics.merge(pages).decode()
+    assert 'edged_test_space_bytes{export="/cms"} 100.0' in merged
+    assert "edged_test_heard 0.0" in merged
+    assert "edged_test_held 6.0" in merged
+
+
 @given(st.text())
 def test_no_value_forges_a_log_line(text: str) -> None:
     record = logging.LogRecord("edged", logging.INFO, "f", 1, "event %s", (text,), None)
