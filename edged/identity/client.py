@@ -205,6 +205,12 @@ class IdentityClient:
         """``callback(job)`` within a second of the engine's report that a job ended."""
         self._on_job_end.append(callback)
 
+    async def require_unbanned(self, principal: Principal) -> None:
+        """Raises Denied for who is banned, Unavailable when bans could have been missed."""
+        await self._require_feed()
+        if (ban := self._revocations.ban_on(principal, time.time())) is not None:
+            raise Denied("this identity is banned at this site", detail=f"ban {ban.id}")
+
     async def add_ban(self, ban: Ban, by: str) -> Ban:
         """Ban whom ``ban`` says; returns it with its id. Durable and told to all when this returns."""
         return (await self._ask(wire.AddBan(ban, by), wire.Bans)).bans[0]
@@ -214,12 +220,6 @@ class IdentityClient:
         await self._ask(wire.LiftBan(ban_id, by), wire.Done)
 
     async def bans(self) -> tuple[Ban, ...]:
-    async def require_unbanned(self, principal: Principal) -> None:
-        """Raises Denied for who is banned, Unavailable when bans could have been missed."""
-        await self._require_feed()
-        if (ban := self._revocations.ban_on(principal, time.time())) is not None:
-            raise Denied("this identity is banned at this site", detail=f"ban {ban.id}")
-
         """All bans that hold."""
         return (await self._ask(wire.ListBans(), wire.Bans)).bans
 
