@@ -90,6 +90,9 @@ class Jobs(Front):
     settle_s: Seconds = Field(
         default=15.0, description="How long an answer of 'no such job' must stand before it counts"
     )
+    busy_s: Seconds = Field(
+        default=7 * 86400.0, description="How long a job is offered to a batch system that says it is full"
+    )
     stuck_s: Seconds = Field(
         default=86400.0, description="Queued for a reason that never ends: cancelled after this"
     )

@@ -7,8 +7,6 @@ same job through any of them has the same fate.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,8 +26,9 @@ from edged.summary import Summary
 from services.jobs import journal, policy
 from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
+from services.jobs.drafting import Draft, Drafting
 from services.jobs.follower import Follower, Look
-from services.jobs.model import IN_BATCH, Description, Job, State, Step, begin_again
+from services.jobs.model import Description, Job, State, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
 from services.jobs.sessions import RoutedSessions, Sessions
@@ -41,7 +40,6 @@ HOUSEKEEPING_S = 60.0
 DRAINED = "drained"  # setting: comma-separated queue names, or *
 
 Files = Mapping[str, tuple[bytes, int]]
-_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Engine:
@@ -68,6 +66,7 @@ class Engine:
         self.sessions = RoutedSessions(self._batch_of, sessions, sessions_of) if sessions_of else sessions
         self.batches = batches
         self.drained: frozenset[str] = frozenset()
+        self._drafting = Drafting(self.config, config.mappings, self.registry, self.credentials)
         self._site = config
         self._store = store
         self._identity = identity
@@ -81,7 +80,9 @@ class Engine:
                 batch,
                 self.config,
                 looks=partial(self._looks, name),
+                standing=identity.standing_grant,
                 on_change=self._changed,
+                on_accounted=self._accounted,
             )
             for name, batch in batches.items()
         }
@@ -158,10 +159,10 @@ class Engine:
         if self.drained & {"*"}:
             raise Unavailable("the site is draining: no new jobs for now")
         outcomes: list[Job | EdgeError] = []
-        fresh: list[tuple[Job, Description]] = []
+        fresh: list[Draft] = []
         for description in descriptions:
             try:
-                for job, own in self._draft(verdict, description):
+                for job, own in self._drafting.draft(verdict, description, self.drained):
                     known = self._known(job, fresh)
                     if known is None:
                         fresh.append((job, own))
@@ -172,7 +173,7 @@ class Engine:
             await self._take(verdict, fresh)
         return outcomes
 
-    def _known(self, job: Job, fresh: Sequence[tuple[Job, Description]]) -> Job | None:
+    def _known(self, job: Job, fresh: Sequence[Draft]) -> Job | None:
         """The job this one repeats. Raises Conflict when the key was used for something else."""
         key = journal.owner_key(job)
         if key is None:
@@ -182,7 +183,7 @@ class Engine:
             raise Conflict("this key was used for another description", job=before.id)
         return before
 
-    async def _take(self, verdict: Verdict, fresh: Sequence[tuple[Job, Description]]) -> None:
+    async def _take(self, verdict: Verdict, fresh: Sequence[Draft]) -> None:
         caller = policy.Caller(verdict.vo, verdict.account, verdict.job_class)
         self.registry.load.admit(caller, len(fresh), len(self.registry), time.time())
         rows = [(job, own, await self._identity.job_grant(verdict, job.id)) for job, own in fresh]
@@ -202,72 +203,6 @@ class Engine:
             )
             self.registry.add(job, grant)
             self._pipeline.push(job)
-
-    def _draft(self, verdict: Verdict, description: Description) -> list[tuple[Job, Description]]:
-        """The job, or the elements of an array. Raises BadRequest, NotFound, Denied, Unavailable."""
-        policy.check_description(description, self.config)
-        caller = policy.Caller(verdict.vo, verdict.account, verdict.job_class)
-        rule = policy.rule_of(self._site.mappings, verdict.account, verdict.job_class)
-        queue = policy.choose_queue(
-            self.config.queues, description, caller, (rule.queue or "") if rule else ""
-        )
-        if queue.name in self.drained:
-            raise Unavailable(f"queue {queue.name} is draining")
-        for after in description.after:
-            self.registry.of(verdict, after.job)
-        if (
-            description.delegation
-            and not self.credentials.of(verdict.principal, description.delegation).ready
-        ):
-            raise BadRequest("the delegation is not finished: its certificate was never sent")
-        if description.array is None:
-            return [(self._job(verdict, description, queue.name), description)]
-        family = new_id()
-        return [
-            self._element(verdict, description, queue.name, family, index)
-            for index in range(description.array.count)
-        ]
-
-    def _element(
-        self, verdict: Verdict, description: Description, queue: str, family: str, index: int
-    ) -> tuple[Job, Description]:
-        job = self._job(verdict, description, queue)
-        job.array, job.array_index = family, index
-        job.at_once = description.array.at_once if description.array else 0
-        if description.key:
-            job.key = f"{description.key}[{index}]"
-        return job, msgspec.structs.replace(description, array=None)
-
-    def _job(self, verdict: Verdict, description: Description, queue: str) -> Job:
-        now = time.time()
-        settings = next(q for q in self.config.queues if q.name == queue)
-        return Job(
-            id=JobId(new_id()),
-            owner=verdict.principal,
-            account=verdict.account,
-            vo=verdict.vo,
-            job_class=verdict.job_class,
-            queue=queue,
-            batch=settings.batch or self.config.batch,
-            name=description.name,
-            key=description.key,
-            digest=hashlib.sha256(_canonical(description)).hexdigest()[:32],
-            created_at=now,
-            changed_at=now,
-            resources=description.resources,
-            stdout=description.stdout,
-            stderr=description.stdout if description.join else description.stderr,
-            after=description.after,
-            missing=description.inputs,
-            inputs=description.inputs,
-            outputs=description.outputs,
-            stdin=description.stdin or "",
-            delegation=description.delegation,
-            credential_in_job=description.credential_in_job,
-            reruns=description.reruns,
-            keep_s=description.keep_s or self.config.keep_s,
-            history=[Step(now, State.ACCEPTED)],
-        )
 
     async def _prepare(self, job: Job) -> Submission:
         """Session directory and control files; harmless to repeat after a crash."""
@@ -306,6 +241,11 @@ class Engine:
         """The batch system told something new; nodes matter to whoever checks the job's token."""
         if job.state is State.RUNNING and job.nodes and self._tasks is not None:
             self._tasks.create_task(self._report(job, ended=False))
+
+    def _accounted(self, job: Job) -> None:
+        """Accounting told what it did not know when the job ended: its usage is written anew."""
+        if self._tasks is not None:
+            self._tasks.create_task(self._account(job))
 
     async def _report(self, job: Job, *, ended: bool) -> None:
         try:
@@ -442,7 +382,7 @@ class Engine:
 
     async def _looks(self, batch: str) -> list[Look]:
         """One sweep where one account sees the jobs of all, else one per account with jobs there."""
-        accounts = sorted({j.account for j in self.registry if j.batch == batch and j.state in IN_BATCH})
+        accounts = sorted({job.account for job in self.registry.in_batch(batch).values()})
         if not accounts:
             return []
         viewer = AccountName(self._site.accounts.poll_account or accounts[0])
@@ -450,12 +390,3 @@ class Engine:
         if await self.batches[batch].sees_all(grant):
             return [Look("all", grant, tuple(accounts))]
         return [Look(own, await self._identity.standing_grant(own), (own,)) for own in accounts]
-
-
-def new_id() -> str:
-    """26 characters, sortable by time: 48 bits of milliseconds and 80 random bits, base 32 (Crockford)."""
-    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
-
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"

@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from edged import metrics
 from edged.config.jobs import Jobs
 from edged.errors import EdgeError
-from edged.identity.words import JobId
+from edged.identity.words import AccountName, JobId
 from edged.lifecycle import Background
 from edged.logs import get_logger
 from services.jobs.batch.protocol import NAME_PREFIX, BatchJob, BatchState, BatchSystem, Cause, Sweep
+from services.jobs.late import Late
 from services.jobs.model import IN_BATCH, Job, State
 from services.jobs.registry import Registry
 
 log = get_logger("edged.jobs.follower")
 
 PATIENCE_S = 10.0  # accounting may lag behind the queue by some seconds
+SILENCE_S = 30.0  # accounting that did not answer is not asked for so long: it must not hold up the sweeps
 NODE_FAILURE_S = 60.0  # a lost node's job may be put back by the site
 CANCEL_AGAIN_S = 15.0
+SPARE = 40.0  # a pause is so many times what the sweep took, for a big queue costs the controller too ...
+SPARE_AT_MOST = 1.7  # ... but at most so many poll_s: 5 s by default
 LOST_AFTER = 4  # times settle_s: for a job once seen, a restarting controller may need a while
 
 POLL_SECONDS = metrics.histogram(
@@ -68,44 +72,58 @@ class Follower:
         config: Jobs,
         *,
         looks: Callable[[], Awaitable[Sequence[Look]]],
+        standing: Callable[[AccountName], Awaitable[bytes]],
         on_change: Callable[[Job], None],
+        on_accounted: Callable[[Job], None],
     ) -> None:
         self.batch = batch
         self.trouble: str | None = None
         self._registry = registry
         self._config = config
         self._looks = looks
+        self._standing = standing
         self._on_change = on_change
+        self._on_accounted = on_accounted
         self._before: dict[str, Sweep] = {}
         self._present: dict[str, set[JobId]] = {}
         self._early: dict[JobId, BatchJob] = {}  # told before its submission had returned
         self._missing_since: dict[JobId, float] = {}
         self._ending_since: dict[JobId, float] = {}
         self._cancelled_at: dict[JobId, float] = {}
+        self._late = Late((), 0.0)
+        self._silent: EdgeError | None = None  # accounting did not answer, and is left alone
+        self._silent_until = 0.0
         self._tasks: Background | None = None
         self._wake = asyncio.Event()
 
     async def run(self, tasks: Background) -> None:
         """Poll for ever."""
         self._tasks = tasks
+        self._late = Late((job for job in self._registry if job.batch == self.batch.name), time.time())
         while True:
-            if self._mine():
+            took_s = 0.0
+            if self._mine() or self._late.due(time.time()):
+                started = time.perf_counter()
                 await self._poll_once()
+                took_s = time.perf_counter() - started
             try:
-                async with asyncio.timeout(self._config.poll_s):
+                async with asyncio.timeout(self._pause_s(took_s)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
+
+    def _pause_s(self, took_s: float) -> float:
+        """Longer after a sweep that took long: a big queue or a controller under stress is asked less often."""
+        poll_s = self._config.poll_s
+        return min(max(poll_s, took_s * SPARE), poll_s * SPARE_AT_MOST)
 
     def wake(self) -> None:
         """Poll now: something was cancelled, or somebody waits."""
         self._wake.set()
 
     def _mine(self) -> dict[JobId, Job]:
-        return {
-            job.id: job for job in self._registry if job.batch == self.batch.name and job.state in IN_BATCH
-        }
+        return self._registry.in_batch(self.batch.name)
 
     async def _poll_once(self) -> None:
         started = time.perf_counter()
@@ -142,6 +160,9 @@ class Follower:
             if ended:
                 await self._ask_accounting(look.grant, ended)
         await self._cancel_due()
+        await self._ask_late()
+        if self._silent is not None and time.time() < self._silent_until:
+            raise self._silent
 
     def _catch_up(self) -> None:
         """Records that came before we knew the job was there: an unchanged one is not told again."""
@@ -205,11 +226,33 @@ class Follower:
         return asking
 
     async def _ask_accounting(self, grant: bytes, jobs: Sequence[Job]) -> None:
-        answers = await self.batch.finals(grant, [job.ref for job in jobs if job.ref is not None])
-        known = {answer.ref.name: answer for answer in answers}
+        answers = await self._finals(grant, jobs)
+        if answers is None:
+            for job in jobs:
+                self._patience_ended(job)
+            return
         for job in jobs:
             if job.state in IN_BATCH and job.ref is not None:
-                self._conclude(job, known.get(job.ref.name))
+                self._conclude(job, answers.get(job.ref.name))
+
+    async def _finals(self, grant: bytes, jobs: Sequence[Job]) -> dict[str, BatchJob] | None:
+        """Accounting's answers by job name; None while it does not answer, which proves nothing."""
+        if time.time() < self._silent_until:
+            return None
+        try:
+            answers = await self.batch.finals(grant, [job.ref for job in jobs if job.ref is not None])
+        except EdgeError as error:
+            self._silent, self._silent_until = error, time.time() + SILENCE_S
+            return None
+        self._silent = None
+        return {answer.ref.name: answer for answer in answers}
+
+    def _patience_ended(self, job: Job) -> bool:
+        """Whether it ended by the queue's word; if so long enough ago, that has to do."""
+        ending = self._ending_since.get(job.id)
+        if ending is not None and time.time() - ending > PATIENCE_S:
+            self._end_unaccounted(job)
+        return ending is not None
 
     def _conclude(self, job: Job, answer: BatchJob | None) -> None:
         """Final facts, or the decision that there will be none."""
@@ -223,10 +266,7 @@ class Follower:
                 return
             self._end(job, answer)
             return
-        ending = self._ending_since.get(job.id)
-        if ending is not None:
-            if now - ending > PATIENCE_S:
-                self._end_unaccounted(job)
+        if self._patience_ended(job):
             return
         missing_s = now - self._missing_since.get(job.id, now)
         patience_s = self._config.settle_s * (LOST_AFTER if answer is not None else 1)
@@ -238,12 +278,7 @@ class Follower:
 
     def _end(self, job: Job, answer: BatchJob) -> None:
         self._forget(job)
-        job.raw_state = answer.raw_state
-        job.exit_code, job.signal = answer.exit_code, answer.signal
-        job.started_at = answer.started_at or job.started_at
-        job.ended_at = answer.ended_at or time.time()
-        job.elapsed_s, job.cpu_s, job.max_rss = answer.elapsed_s, answer.cpu_s, answer.max_rss
-        job.nodes, job.tres = answer.nodes or job.nodes, dict(answer.tres)
+        _take_facts(job, answer)
         state, cause, reason = verdict(job, answer)
         self._move(job, state, reason, cause)
 
@@ -252,7 +287,33 @@ class Follower:
         self._forget(job)
         state = {"COMPLETED": State.FINISHED, "CANCELLED": State.KILLED}.get(job.raw_state, State.FAILED)
         job.ended_at = time.time()
+        job.unaccounted = True
+        self._late.add(job, job.ended_at)
         self._move(job, state, "accounting does not know this job: exit code and usage are unknown")
+
+    async def _ask_late(self) -> None:
+        """Fill in what accounting did not tell when the job ended; its state stays as it was shown."""
+        due: dict[AccountName, list[Job]] = {}
+        for name in self._late.due(time.time()):
+            job = self._registry.get(name)
+            if job is None or not job.unaccounted or job.ref is None:
+                self._late.drop(name)
+            else:
+                due.setdefault(job.account, []).append(job)
+        for account, jobs in due.items():
+            answers = await self._finals(await self._standing(account), jobs) or {}
+            for job in jobs:
+                self._told_late(job, answers.get(job.ref.name if job.ref else ""))
+
+    def _told_late(self, job: Job, answer: BatchJob | None) -> None:
+        if answer is None or job.ref is None or not job.ref.same(answer.ref) or not answer.state.final:
+            self._late.unanswered(job, time.time())
+            return
+        self._late.drop(job.id)
+        _take_facts(job, answer)
+        job.unaccounted = False
+        self._move(job, job.state, verdict(job, answer)[2], job.cause)
+        self._on_accounted(job)
 
     def _forget(self, job: Job) -> None:
         for memory in (self._missing_since, self._ending_since, self._cancelled_at):
@@ -276,6 +337,16 @@ class Follower:
         except EdgeError as error:
             self._cancelled_at.pop(job.id, None)
             log.warning("cancel failed", extra={"job": job.id, "reason": str(error)})
+
+
+def _take_facts(job: Job, answer: BatchJob) -> None:
+    """What accounting knows of an ended job."""
+    job.raw_state = answer.raw_state
+    job.exit_code, job.signal = answer.exit_code, answer.signal
+    job.started_at = answer.started_at or job.started_at
+    job.ended_at = answer.ended_at or job.ended_at or time.time()
+    job.elapsed_s, job.cpu_s, job.max_rss = answer.elapsed_s, answer.cpu_s, answer.max_rss
+    job.nodes, job.tres = answer.nodes or job.nodes, dict(answer.tres)
 
 
 def verdict(job: Job, answer: BatchJob) -> tuple[State, str, str]:

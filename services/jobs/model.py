@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -137,7 +138,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     Times are Unix seconds. The description lies beside it in the journal. ``attempt`` counts the
     submissions begun, ``attempt_at`` is when the last one began. ``run`` counts restarts, ``past`` has the
-    batch jobs of the runs before; ``reruns`` are left.
+    batch jobs of the runs before; ``reruns`` are left. ``unaccounted``: it ended, accounting has not told how.
     """
 
     id: JobId
@@ -156,6 +157,8 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     raw_state: str = ""
     created_at: float = 0.0
     changed_at: float = 0.0
+    restarted_at: float = 0.0
+    unaccounted: bool = False
     resources: Resources = Resources()
     stdout: str = "stdout"
     stderr: str = "stderr"
@@ -195,6 +198,7 @@ def begin_again(job: Job) -> None:
     """Forget the run that failed, but not its batch job: a look-up by name must not take it for new."""
     job.run += 1
     job.reruns -= 1
+    job.restarted_at = time.time()
     if job.ref is not None:
         job.past = (*job.past, job.ref)
     job.ref, job.attempt, job.attempt_at, job.stuck_since = None, 0, 0.0, 0.0
@@ -202,6 +206,7 @@ def begin_again(job: Job) -> None:
     job.queued_at = job.started_at = job.ended_at = None
     job.nodes, job.tres = (), {}
     job.cpu_s = job.elapsed_s = job.max_rss = None
+    job.unaccounted = False
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

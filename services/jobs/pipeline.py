@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from edged import metrics
 from edged.config.jobs import Jobs
@@ -20,6 +20,8 @@ from edged.identity.words import AccountName, JobId
 from edged.lifecycle import Background
 from edged.logs import get_logger
 from services.jobs.batch.protocol import BatchJob, BatchSystem, Refused, Submission
+from services.jobs.fullness import Fullness
+from services.jobs.holding import Holding
 from services.jobs.model import Job, State
 from services.jobs.registry import Registry
 
@@ -56,7 +58,8 @@ class Pipeline:
         self._delays: dict[JobId, int] = {}
         self._busy: set[JobId] = set()  # in a step now: two steps at once could submit twice
         self._pushed_again: set[JobId] = set()
-        self._held: set[JobId] = set()  # wait for inputs, for another job, for room in their array
+        self._holding = Holding()
+        self._fullness = Fullness()
         self._absent_since: dict[JobId, float] = {}
         self._tasks: Background | None = None
 
@@ -101,10 +104,14 @@ class Pipeline:
                 self._pushed_again.discard(job.id)
                 self.push(job)
 
-    def ended(self, _job: Job) -> None:
-        """A job reached its end: those held back may go on."""
-        for held in list(self._held):
-            self._held.discard(held)
+    def ended(self, ended: Job) -> None:
+        """A job reached its end: those held back for it may go on."""
+        self._delays.pop(ended.id, None)
+        self._push_all(self._holding.released_by(ended))
+        self._push_all(self._fullness.room(ended, 1))
+
+    def _push_all(self, jobs: Iterable[JobId]) -> None:
+        for held in jobs:
             if (job := self._registry.get(held)) is not None:
                 self.push(job)
 
@@ -168,8 +175,6 @@ class Pipeline:
             await self._kill(job)
             return
         if await self._must_wait(job):
-            if not job.state.final:
-                self._held.add(job.id)
             return
         if job.state is State.ACCEPTED:
             self._registry.note(job, State.PREPARING, "", self._group)
@@ -190,26 +195,33 @@ class Pipeline:
 
     async def _must_wait(self, job: Job) -> bool:
         if job.missing:
-            if time.time() > max(job.created_at, job.changed_at if job.run else 0.0) + self._config.inputs_s:
+            if time.time() > _began(job) + self._config.inputs_s:
                 await self._fail(job, f"inputs never came: {', '.join(job.missing[:5])}", "inputs")
             return True
         for after in job.after:
             other = self._registry.get(JobId(after.job))
             if other is not None and not other.state.final:
+                self._holding.hold_after(job, after.job)
                 return True
             if after.ok and (other is None or other.state is not State.FINISHED):
                 told = other.state.value if other else "gone"
                 await self._fail(job, f"it was to run after {after.job}, which is {told}", "dependency")
                 return True
-        return self._array_is_full(job)
+        if self._array_is_full(job):
+            self._holding.hold_in_array(job)
+            return True
+        if self._fullness.holds(job, time.time()):
+            job.reason = "waits its turn: the batch system takes no more jobs of this account in this queue"
+            return True
+        return False
 
     def _array_is_full(self, job: Job) -> bool:
         """Whether as many elements of its array are under way as may be."""
         if not job.at_once:
             return False
         under_way = sum(
-            other.array == job.array and not other.state.final and other.state is not State.ACCEPTED
-            for other in self._registry.page(job.account, "")
+            not other.state.final and other.state is not State.ACCEPTED
+            for other in self._registry.array(job.array)
         )
         return under_way >= job.at_once
 
@@ -219,6 +231,8 @@ class Pipeline:
             submitted = await self._batch_of(job).submit(self._registry.grant(job.id), submission)
         except (Busy, Unavailable) as error:  # the driver's word: no job was made
             SUBMISSIONS.labels(error.code).inc()
+            if isinstance(error, Busy):
+                self._full(job, error)
             await self._registry.move(job, State.ACCEPTED, error.message)
             raise
         except UnknownOutcome:
@@ -229,9 +243,17 @@ class Pipeline:
         job.ref = submitted.ref
         await self._queued(job)
 
+    def _full(self, job: Job, error: Busy) -> None:
+        """The job asks again later, others wait behind it. Raises Refused when it has asked long enough."""
+        now = time.time()
+        if now > _began(job) + self._config.busy_s:
+            raise Refused(f"full for {self._config.busy_s:.0f} s: {error.message}") from error
+        self._fullness.said(job, now + error.retry_after_s)
+
     async def _queued(self, job: Job) -> None:
         job.queued_at = job.queued_at or time.time()
         await self._registry.move(job, State.QUEUED)
+        self._push_all(self._fullness.room(job, 2))
 
     async def _look(self, job: Job) -> Sequence[BatchJob]:
         """Ask for it by name. While nobody can answer, its absence proves nothing and starts anew."""
@@ -269,6 +291,11 @@ class Pipeline:
         else:
             await self._registry.move(job, State.ACCEPTED, "the submission had no effect")
             self.push(job)
+
+
+def _began(job: Job) -> float:
+    """When this run of the job was asked for: at its submission, or at its restart."""
+    return job.restarted_at or job.created_at
 
 
 def _the_one(found: Sequence[BatchJob]) -> BatchJob:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import bisect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from edged import metrics
 from edged.config.jobs import Limit
-from edged.errors import NotFound
+from edged.errors import EdgeError, NotFound
 from edged.identity.words import AccountName, JobId, Verdict
 from edged.lifecycle import Background
 from edged.logs import get_logger
 from edged.state import Store
 from services.jobs import journal
-from services.jobs.model import Job, State, Step
+from services.jobs.model import IN_BATCH, Job, State, Step
 from services.jobs.policy import Load
 from services.jobs.tally import Tally
 
@@ -43,6 +43,8 @@ class Registry:
         self._grants: dict[JobId, bytes] = {}
         self._by_account: dict[AccountName, list[JobId]] = {}
         self._by_key: dict[str, JobId] = {}
+        self._in_batch: dict[str, dict[JobId, Job]] = {}
+        self._arrays: dict[str, dict[JobId, Job]] = {}
         self._listeners: list[Listener] = []
         self._watches: dict[AccountName, set[asyncio.Queue[Job]]] = {}
         self._writing: dict[JobId, asyncio.Task[None]] = {}
@@ -86,6 +88,14 @@ class Registry:
         start = bisect.bisect_right(ids, after) if after else 0
         return (self._jobs[ids[index]] for index in range(start, len(ids)))
 
+    def in_batch(self, batch: str) -> dict[JobId, Job]:
+        """The jobs that this batch system has now."""
+        return dict(self._in_batch.get(batch, ()))
+
+    def array(self, family: str) -> Iterable[Job]:
+        """The elements of one array."""
+        return self._arrays.get(family, {}).values()
+
     def listen(self, listener: Listener) -> None:
         """``listener(job, state before)`` runs at every change; before is None for a new job."""
         self._listeners.append(listener)
@@ -106,9 +116,9 @@ class Registry:
         bisect.insort(self._by_account.setdefault(job.account, []), job.id)
         if key := journal.owner_key(job):
             self._by_key[key] = job.id
-        self.load.moved(job, None, job.state)
-        self.tally.moved(job, None, job.state)
-        JOBS.labels(job.state.value).inc()
+        if job.array:
+            self._arrays.setdefault(job.array, {})[job.id] = job
+        self._count(job, None, job.state)
 
     async def forget(self, job: Job) -> None:
         """Remove a cleaned job from the journal and from memory."""
@@ -121,9 +131,25 @@ class Registry:
         ids.pop(bisect.bisect_left(ids, job.id))
         if key := journal.owner_key(job):
             self._by_key.pop(key, None)
-        self.load.moved(job, job.state, None)
-        self.tally.moved(job, job.state, None)
-        JOBS.labels(job.state.value).dec()
+        if job.array:
+            family = self._arrays[job.array]
+            del family[job.id]
+            if not family:
+                del self._arrays[job.array]
+        self._count(job, job.state, None)
+
+    def _count(self, job: Job, before: State | None, after: State | None) -> None:
+        """Every index and count that follows the states."""
+        self.load.moved(job, before, after)
+        self.tally.moved(job, before, after)
+        if before is not None:
+            JOBS.labels(before.value).dec()
+        if after is not None:
+            JOBS.labels(after.value).inc()
+        if after in IN_BATCH:
+            self._in_batch.setdefault(job.batch, {})[job.id] = job
+        elif before in IN_BATCH:
+            self._in_batch[job.batch].pop(job.id, None)
 
     async def move(self, job: Job, state: State, reason: str = "", *, cause: str = "") -> None:
         """Change the state; returns when the change is durable."""
@@ -142,10 +168,7 @@ class Registry:
         if state is not before:
             job.history.append(Step(job.changed_at, state, job.reason))
             del job.history[:-MAX_HISTORY]
-            self.load.moved(job, before, state)
-            self.tally.moved(job, before, state)
-            JOBS.labels(before.value).dec()
-            JOBS.labels(state.value).inc()
+            self._count(job, before, state)
             if state.final:
                 job.ended_at = job.ended_at or job.changed_at
                 ENDED.labels(state.value, cause).inc()
@@ -162,8 +185,6 @@ class Registry:
             self._writing[job.id] = tasks.create_task(self._save_in_background(job))
 
     async def _save_in_background(self, job: Job) -> None:
-        from edged.errors import EdgeError
-
         try:
             await asyncio.sleep(0)
             await self.save(job)

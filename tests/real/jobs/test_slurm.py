@@ -12,6 +12,7 @@ import pytest
 from edged.errors import NotFound
 from tests.support.site import Site, ended, output, reached
 from tests.support.slurm import SlurmTestbed
+from tests.support.waiting import until_async
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slurm, pytest.mark.root]
 
@@ -155,3 +156,32 @@ async def test_a_controller_that_forgot_its_jobs_makes_them_lost(
         assert set(states) <= {"LOST", "FINISHED", "FAILED"}, states
         again = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\ntrue\n"})
         assert (await ended(api, again["id"]))["state"] == "FINISHED"
+
+
+async def test_accounting_that_is_down_holds_up_nobody_and_tells_later(
+    slurm_site: Site, slurm: SlurmTestbed
+) -> None:
+    """Meanwhile another job is cancelled; exit code and usage come when slurmdbd is back."""
+    slurmdbd = next(daemon for daemon in slurm.daemons if daemon.name == "slurmdbd")
+    slurmdbd.freeze()
+    try:
+        async with slurm_site.api() as api:
+            ends = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nexit 3\n"})
+            sleeps = await api.call("POST", "/v1/jobs", body={"script": "#!/bin/sh\nsleep 600\n"})
+            await reached(api, sleeps["id"], ("RUNNING",))
+            view = await ended(api, ends["id"], 90)
+            assert view["state"] == "FAILED"
+            assert "exit_code" not in view
+            assert "accounting" in view["reason"]
+            await api.call("POST", f"/v1/jobs/{sleeps['id']}/cancel")
+            assert (await ended(api, sleeps["id"], 90))["state"] == "KILLED"
+    finally:
+        slurmdbd.thaw()
+
+    async with slurm_site.api() as api:
+
+        async def told() -> bool:
+            view = await api.call("GET", f"/v1/jobs/{ends['id']}")
+            return view.get("exit_code") == 3 and view["state"] == "FAILED" and "reason" not in view
+
+        await until_async(told, "accounting told the exit code", 120)

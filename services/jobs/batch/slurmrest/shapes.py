@@ -13,7 +13,7 @@ from services.jobs.batch import script
 from services.jobs.batch.protocol import Submission
 from services.jobs.batch.slurm.submit import escaped
 
-KNOWN = tuple(f"v0.0.{number}" for number in range(44, 37, -1))  # newest first
+KNOWN = tuple(f"v0.0.{number}" for number in range(45, 37, -1))  # newest first
 
 # slurmrestd gives a job no login environment; the launcher's own first line must stay the first
 _HOME = b'export HOME="${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}"\n'

@@ -13,9 +13,10 @@ import msgspec
 from edged.config.doors import InterLink
 from edged.config.jobs import Queue
 from services.jobs.batch.protocol import PartitionState, SiteState
-from services.jobs.model import Job
+from services.jobs.model import Job, State
 
 DRAINING = "edged/draining"
+ON_NODES = (State.RUNNING, State.SUSPENDED)  # a FINISHING one's GPUs may be free by now
 
 
 class Accelerator(msgspec.Struct, frozen=True, rename="camel"):
@@ -60,7 +61,7 @@ def answer(
         for part in state.partitions
         if part.up and queue.batch in (None, name) and _serves(part, queue, state)
     }
-    held = [job for job in own if not job.state.final and job.started_at is not None and job.resources.gpus]
+    held = [job for job in own if job.state in ON_NODES]
     return PingResponse(
         "ok",
         NodeResources(
@@ -91,15 +92,16 @@ def _gpus(
     resource: str, kind: str, places: Iterable[tuple[Queue, PartitionState]], held: Iterable[Job]
 ) -> int:
     """GPUs of a kind (empty: of any): free ones, and those of the caller's running jobs."""
-    free = sum(
-        gpu.free
+    known = [
+        gpu
         for queue, part in places
         for gpu in part.gpus
         if gpu.gres in {k.gres or f"gpu:{k.kind}" for k in queue.gpus if kind in ("", k.kind)}
-    )
+    ]
+    free = sum(gpu.free for gpu in known)
     mine = sum(
         job.resources.gpus.count * job.resources.nodes
         for job in held
         if job.resources.gpus and kind in ("", job.resources.gpus.kind)
     )
-    return max(0, free + mine)
+    return min(sum(gpu.total for gpu in known), free + mine)  # the two were not counted at one moment

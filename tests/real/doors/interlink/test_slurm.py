@@ -10,7 +10,7 @@ from kubernetes import client as k8s
 
 from tests.real.doors.interlink.fixtures import ATLAS, vk
 from tests.support.kubelet import config_map, container, kubelet, pod, secret
-from tests.support.site import Site
+from tests.support.site import Site, ended
 from tests.support.slurm import SlurmTestbed
 from tests.support.waiting import until_async
 
@@ -71,7 +71,7 @@ async def test_a_gpu_pod_gets_gpus_or_is_refused(pods_on_slurm: Site) -> None:
         assert (await node.ended(one))["main"]["exitCode"] == 0
         assert len((await node.text(one)).strip().split(",")) == 2
         async with pods_on_slurm.api() as api:
-            view = await api.call("GET", f"/v1/jobs/{job}")
+            view = await ended(api, job)
             assert view["queue"] == "gpu"
             assert view["allocated"]["gres/gpu:h200"] == "2"
             assert view["resources"]["cpus_per_task"] == 2
