@@ -6,8 +6,8 @@ from collections import Counter
 from typing import NamedTuple
 
 from edged.config.egress import Way
-from services.egress.outcomes import Outcome
-from services.egress.policy import Asker
+from edged.egress.outcomes import Outcome
+from edged.egress.policy import Asker
 
 
 class AccountKey(NamedTuple):

@@ -16,16 +16,16 @@ import msgspec
 from edged import config as configuration
 from edged.config import Config
 from edged.config.egress import Egress, Way
+from edged.egress.addresses import Guard
+from edged.egress.destinations import Place
+from edged.egress.interfaces import own_addresses
+from edged.egress.names import Names
+from edged.egress.policy import Asker, Policy
+from edged.egress.wishes import Target, target_of_authority
 from edged.errors import BadRequest, ConfigError, EdgeError
-from services.egress.addresses import Guard
-from services.egress.destinations import Place
-from services.egress.interfaces import own_addresses
 from services.egress.ledger import GROUPS, last_facts, store_of, usage
-from services.egress.names import Names
 from services.egress.netd import messages
 from services.egress.netd.client import NetdClient
-from services.egress.policy import Asker, Policy
-from services.egress.wishes import Target, target_of_authority
 
 CONFIG = click.option(
     "--config",

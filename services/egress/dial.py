@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.egress.addresses import Address, canonical
-from services.egress.destinations import Place
-from services.egress.policy import Decision
+from edged.egress.addresses import Address, canonical
+from edged.egress.destinations import Place
+from edged.egress.policy import Decision
 from services.egress.poller import Poller
 
 ATTEMPT_DELAY_S = 0.25  # RFC 8305 §5

@@ -15,29 +15,30 @@ from typing import Any
 from edged import logs
 from edged.config import Config
 from edged.config.egress import Egress, Source, Way
+from edged.egress.addresses import Address, Guard, canonical
+from edged.egress.destinations import Place
+from edged.egress.interfaces import own_addresses
+from edged.egress.names import Names
+from edged.egress.outcomes import Outcome
+from edged.egress.policy import Asker, Decision, Policy
+from edged.egress.wishes import Target
 from edged.errors import EdgeError
 from edged.http import listen
 from edged.identity.client import Verdicts
 from edged.identity.words import JobId, Principal
 from services.egress import http
 from services.egress.accounts import Accounts
-from services.egress.addresses import Address, Guard, canonical
-from services.egress.destinations import Place
 from services.egress.exposition import shown
-from services.egress.interfaces import own_addresses
 from services.egress.journal import Journal
 from services.egress.limits import Meter, Meters
 from services.egress.marks import Marks
-from services.egress.names import Names
-from services.egress.outcomes import Outcome, Refusal
+from services.egress.outcomes import Refusal
 from services.egress.passes import Passes
 from services.egress.pipes import Pipes
-from services.egress.policy import Asker, Decision, Policy
 from services.egress.poller import LEVEL, Poller
 from services.egress.relays import Relay
 from services.egress.session import Session
 from services.egress.tunnel import Passage, Tunnel
-from services.egress.wishes import Target
 
 log = logs.get_logger("services.egress")
 

@@ -7,10 +7,10 @@ import binascii
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from edged.egress.wishes import Credentials, Target, target_of_authority
 from edged.errors import BadRequest
 from edged.identity.words import JobId
 from services.egress.heads import AnswerHead, Head, body_length
-from services.egress.wishes import Credentials, Target, target_of_authority
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from edged import logs
 from edged.config.egress import Way
-from services.egress.outcomes import PASSED, Outcome
-from services.egress.policy import Asker
+from edged.egress.outcomes import PASSED, Outcome
+from edged.egress.policy import Asker
 
 log = logs.get_logger("services.egress")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edged.config.egress import EgressRule, Per
-from services.egress.policy import Asker
+from edged.egress.policy import Asker
 
 Clock = Callable[[], float]
 

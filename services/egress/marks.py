@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from services.egress.addresses import Address
+from edged.egress.addresses import Address
 
 _PATH = re.compile(
     r"/\.edged/marks/([1-9]|[1-5]\d|6[0-3])(?:\?job=([\w.-]{1,64})(?:&account=([a-z_][\w.-]{0,31}))?)?"

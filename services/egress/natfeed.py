@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from edged.config.egress import Nat, Way
+from edged.egress.names import Names
+from edged.egress.outcomes import Outcome
+from edged.egress.policy import Asker
 from edged.errors import EdgeError
 from edged.logs import get_logger
 from services.egress.accounts import Accounts
 from services.egress.gate import Gate
 from services.egress.marks import Marks
-from services.egress.names import Names
 from services.egress.netd import messages
 from services.egress.netd.client import NetdClient
 from services.egress.netd.ruleset import hosts, passings
-from services.egress.outcomes import Outcome
-from services.egress.policy import Asker
 
 log = get_logger("services.egress.nat")
 

@@ -8,12 +8,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from edged.egress.addresses import Address, canonical
+from edged.egress.names import Names
+from edged.egress.wishes import Credentials
 from edged.errors import EdgeError, Unauthenticated
 from edged.identity.client import JobFacts, Verdicts
 from edged.identity.words import JobId, Principal
-from services.egress.addresses import Address, canonical
-from services.egress.names import Names
-from services.egress.wishes import Credentials
 
 REMEMBER_S = 10.0  # nodes of a job may become known later
 _REMEMBERED = 16384

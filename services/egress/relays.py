@@ -8,10 +8,10 @@ import socket
 import struct
 
 from edged.config import egress as settings
+from edged.egress.names import Names
+from edged.egress.wishes import Target, target_of_authority
 from edged.errors import EdgeError
 from edged.logs import get_logger
-from services.egress.names import Names
-from services.egress.wishes import Target, target_of_authority
 
 log = get_logger("services.egress.relays")
 

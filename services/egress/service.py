@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edged.config import Config
 from edged.config.site import Front
+from edged.egress.names import Names
 from edged.http.api import Api
 from edged.http.server import HttpServer
 from edged.identity.client import IdentityClient
@@ -17,7 +18,6 @@ from services.egress.api import Administration
 from services.egress.bookkeeping import Bookkeeper
 from services.egress.gate import Gate
 from services.egress.ledger import Ledger, store_of
-from services.egress.names import Names
 from services.egress.natfeed import NatFeed
 from services.egress.netd.client import NetdClient
 from services.egress.netd.messages import SOCKET

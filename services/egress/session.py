@@ -12,21 +12,22 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edged.config.egress import Source, Way
+from edged.egress.addresses import Address
+from edged.egress.destinations import Place
+from edged.egress.outcomes import Outcome
+from edged.egress.policy import Asker, Decision
+from edged.egress.wishes import Credentials, Target
 from edged.errors import BadRequest, Busy, EdgeError, Unauthenticated, Unavailable, Upstream, UpstreamTimeout
 from edged.identity.words import Principal
 from services.egress import http, socks
-from services.egress.addresses import Address
-from services.egress.destinations import Place
 from services.egress.dial import Dial, Endpoint, interleaved, words_of
 from services.egress.forward import AnswerStream
 from services.egress.heads import Head, end_of, parse_request
 from services.egress.marks import OWN
-from services.egress.outcomes import WIRE, Outcome, Refusal
+from services.egress.outcomes import WIRE, Refusal
 from services.egress.passes import Pass
-from services.egress.policy import Asker, Decision
 from services.egress.poller import ERR, HUP, IN
 from services.egress.tunnel import Passage
-from services.egress.wishes import Credentials, Target
 
 if TYPE_CHECKING:
     from services.egress.gate import Gate

@@ -9,9 +9,9 @@ import ipaddress
 from dataclasses import dataclass
 from enum import IntEnum
 
+from edged.egress.wishes import Credentials, Target, target_of
 from edged.errors import BadRequest
 from edged.identity.words import JobId
-from services.egress.wishes import Credentials, Target, target_of
 
 VERSION = 5
 USE_NO_LOGIN = b"\x05\x00"

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edged.config.egress import Way
+from edged.egress.destinations import Place
+from edged.egress.policy import Asker, Decision
 from edged.identity.words import Principal
 from services.egress.accounts import Account
-from services.egress.destinations import Place
 from services.egress.limits import Meter
 from services.egress.pipes import Pipes
-from services.egress.policy import Asker, Decision
 from services.egress.poller import ERR, GONE, HUP, IN, OUT, Poller
 from services.egress.stream import Stream
 

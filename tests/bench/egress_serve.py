@@ -11,11 +11,11 @@ from pathlib import Path
 import uvloop
 
 from edged import config, logs
+from edged.egress.names import Names
 from services.egress.accounts import Accounts
 from services.egress.bookkeeping import Bookkeeper
 from services.egress.gate import Gate
 from services.egress.ledger import Ledger, store_of
-from services.egress.names import Names
 from tests.support.egress import Voucher
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edged import config
+from edged.egress.names import Names
 from edged.errors import Unauthenticated
 from edged.http.listen import address_of
 from edged.identity.client import JobFacts
 from edged.identity.words import AccountName, IssuerUrl, JobClass, JobId, Principal, Verdict, VoName
 from services.egress.accounts import Accounts
 from services.egress.gate import Gate
-from services.egress.names import Names
 
 TOKEN = "the-token-of-this-job"
 
@@ -86,6 +86,9 @@ class Voucher:
         raise Unauthenticated("only job tokens here")
 
     async def job_grant(self, verdict: Verdict, job: JobId) -> bytes:
+        raise Unauthenticated("only job tokens here")
+
+    async def transfer_grant(self, grant: bytes, paths: tuple[str, ...]) -> bytes:
         raise Unauthenticated("only job tokens here")
 
     async def standing_grant(self, account: AccountName) -> bytes:

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from edged.egress.addresses import Address
 from edged.errors import Unavailable
-from services.egress.addresses import Address
 
 _NETFILTER = 12
 _GET, _DELETE = 0x101, 0x102  # subsystem 1 (ctnetlink), IPCTNL_MSG_CT_GET and _DELETE

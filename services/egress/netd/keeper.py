@@ -11,18 +11,18 @@ from typing import Any
 
 from edged import config as configuration
 from edged.config.egress import Egress, Nat, Protocol, RuleAction, Way
+from edged.egress.addresses import Address, Guard, canonical
+from edged.egress.destinations import Destination, Place
+from edged.egress.interfaces import own_addresses
+from edged.egress.policy import Policy
 from edged.errors import BadRequest, ConfigError, Upstream
 from edged.logs import get_logger
-from services.egress.addresses import Address, Guard, canonical
-from services.egress.destinations import Destination, Place
-from services.egress.interfaces import own_addresses
 from services.egress.netd import messages, ruleset
 from services.egress.netd.adopt import table_of
 from services.egress.netd.conntrack import Conntrack, Flow
 from services.egress.netd.nft import Nft
 from services.egress.netd.table import TABLE, Table, changes
 from services.egress.netd.trust import require_root_owned
-from services.egress.policy import Policy
 
 log = get_logger("services.egress.netd")
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from edged.config.egress import Nat, RuleAction, Source, Way
-from services.egress.addresses import Network
-from services.egress.destinations import Destination
+from edged.egress.addresses import Network
+from edged.egress.destinations import Destination
+from edged.egress.policy import Policy, Rule
 from services.egress.netd.table import Chain, SetOf, Table
-from services.egress.policy import Policy, Rule
 
 JOB_MARKS = 63  # values DSCP has besides the default
 _FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))

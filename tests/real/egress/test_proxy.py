@@ -17,8 +17,8 @@ import pytest
 
 from edged.config import parse
 from edged.egress import job_environment
+from edged.egress.outcomes import Outcome
 from edged.identity.words import JobId
-from services.egress.outcomes import Outcome
 from tests.support.egress import TOKEN, Running, echo, gate_running, server, settings
 from tests.support.waiting import until_async
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.egress.addresses import Guard, NetworkSet, canonical, embedded
+from edged.egress.addresses import Guard, NetworkSet, canonical, embedded
 
 GUARD = Guard(
     deny=(ipaddress.ip_network("203.0.113.0/24"),),

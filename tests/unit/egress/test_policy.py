@@ -10,11 +10,11 @@ import pytest
 
 from edged.config import parse, warnings
 from edged.config.egress import EgressRule, Way, Window
+from edged.egress.destinations import HostSet, Place
+from edged.egress.outcomes import Outcome
+from edged.egress.policy import Asker, Policy, window_open
 from edged.errors import ConfigError
-from services.egress.destinations import HostSet, Place
 from services.egress.limits import Meter, Meters
-from services.egress.outcomes import Outcome
-from services.egress.policy import Asker, Policy, window_open
 
 CMS = Asker("cms-nodes", "10.1.0.5", vo="cms", account="cmsprd", job_class="production", job="7")
 ATLAS = Asker("nodes", "10.2.0.5", vo="atlas")

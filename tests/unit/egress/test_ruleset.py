@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from edged.config import parse
 from edged.egress import job_environment
+from edged.egress.policy import Policy
 from edged.identity.words import JobId
 from services.egress.netd import ruleset
 from services.egress.netd.table import Table, changes
-from services.egress.policy import Policy
 
 NOON = datetime(2026, 3, 4, 12, 0)
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.egress import dns
+from edged.egress.wishes import Target, target_of_authority
 from edged.errors import BadRequest, TooLarge
-from services.egress import dns, http, socks
+from services.egress import http, socks
 from services.egress.heads import end_of, parse_answer, parse_request
 from services.egress.marks import Marks
 from services.egress.netd.conntrack import attributes_of, flow_of
 from services.egress.relays import proxy_v1, proxy_v2
-from services.egress.wishes import Target, target_of_authority
 
 HEAD = b"CONNECT www.example.org:443 HTTP/1.1\r\nHost: www.example.org:443\r\n\r\n"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edged.config import egress as settings
-from services.egress.addresses import Address, NetworkSet
+from edged.egress.addresses import Address, NetworkSet
 
 
 class HostSet:

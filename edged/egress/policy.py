@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 
 from edged.config import egress as settings
 from edged.config.egress import Protocol, RuleAction, Way
+from edged.egress.addresses import Address, Guard, NetworkSet, canonical
+from edged.egress.destinations import Destination, Place
+from edged.egress.outcomes import PASSED, Outcome
 from edged.identity.client import JobFacts
-from services.egress.addresses import Address, Guard, NetworkSet, canonical
-from services.egress.destinations import Destination, Place
-from services.egress.outcomes import PASSED, Outcome
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edged.egress.addresses import Address
+from edged.egress.dns import Answer, Type, parse, query
 from edged.errors import BadRequest, Busy, EdgeError, NotFound, Upstream, UpstreamTimeout
-from services.egress.addresses import Address
-from services.egress.dns import Answer, Type, parse, query
 
 _TRIES = 2
 _LONGEST_S, _SHORTEST_S, _NOT_FOUND_S = 300, 1, 5

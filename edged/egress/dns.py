@@ -7,8 +7,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from edged.egress.addresses import Address
 from edged.errors import BadRequest
-from services.egress.addresses import Address
 
 MAX_UDP = 1232  # DNS flag day 2020: fits every path without fragments
 _HEADER = struct.Struct("!6H")

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from edged.egress.addresses import Address, canonical
 from edged.errors import BadRequest
 from edged.identity.words import JobId
-from services.egress.addresses import Address, canonical
 
 _NAME = re.compile(r"(?=.{1,253}$)(?:(?!-)[a-z0-9_-]{1,63}(?<!-)\.)*(?!-)[a-z0-9_-]{1,63}(?<!-)")
 # WHATWG URL §3.5: a last label like these makes the whole an IPv4 number to some resolvers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from services.egress.addresses import Address
+from edged.egress.addresses import Address
 
 _FIB = Path("/proc/self/net/fib_trie")  # /proc/net itself is hidden by ProcSubset=pid
 _IF_INET6 = Path("/proc/self/net/if_inet6")
