@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from edged import metrics
 from edged.config.jobs import Jobs
@@ -107,13 +107,13 @@ class Pipeline:
     def ended(self, ended: Job) -> None:
         """A job reached its end: those held back for it may go on."""
         self._delays.pop(ended.id, None)
-        self._push_all(self._holding.released_by(ended))
-        self._push_all(self._fullness.room(ended, 1))
+        for held in self._holding.released_by(ended):
+            self._release(held)
+        self._release(self._fullness.room(ended))
 
-    def _push_all(self, jobs: Iterable[JobId]) -> None:
-        for held in jobs:
-            if (job := self._registry.get(held)) is not None:
-                self.push(job)
+    def _release(self, held: JobId | None) -> None:
+        if held is not None and (job := self._registry.get(held)) is not None:
+            self.push(job)
 
     async def _step(self, job: Job) -> None:
         """Bring one job as far as it goes; failures that pass are tried again later."""
@@ -253,7 +253,7 @@ class Pipeline:
     async def _queued(self, job: Job) -> None:
         job.queued_at = job.queued_at or time.time()
         await self._registry.move(job, State.QUEUED)
-        self._push_all(self._fullness.room(job, 2))
+        self._release(self._fullness.room(job))
 
     async def _look(self, job: Job) -> Sequence[BatchJob]:
         """Ask for it by name. While nobody can answer, its absence proves nothing and starts anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from tests.support.local_accounts import CMSPRD
 from tests.support.site import Site, ended
 from tests.support.slurm import SlurmTestbed
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slurm, pytest.mark.root]
 TRUE = {"script": "#!/bin/sh\ntrue\n"}
 
 
@@ -34,7 +35,7 @@ async def test_jobs_over_slurms_submit_limit_get_in_as_others_end(
         slurm.output("sacctmgr", "-i", "modify", *who, "set", "MaxSubmitJobs=-1")
     assert {view["state"] for view in views} == {"FINISHED"}
     refused = slurm_site.log().count("job waits")
-    assert 0 < refused <= 12, "each end lets one try; they do not all try all the time"
+    assert 0 < refused <= 24, "one tries for each that got in or ended; they do not all try all the time"
 
 
 async def test_an_offer_ends_when_slurm_was_full_for_too_long(slurm: SlurmTestbed, tmp_path: Path) -> None:

@@ -36,18 +36,21 @@ def test_an_end_in_an_array_releases_one_element_in_their_order() -> None:
 
 
 def test_who_was_told_full_asks_again_and_the_others_wait_behind() -> None:
-    jobs = [job(f"j{index}") for index in range(6)]
+    jobs = [job(f"j{index}") for index in range(4)]
     full = Fullness()
-    full.said(jobs[0], LATER)
-    assert not full.holds(job("z", queue="another"), NOW), "another queue is not concerned"
-    assert all(full.holds(one, NOW) for one in jobs[1:])
-    assert not full.holds(jobs[0], LATER)
-    assert full.room(jobs[0], 2) == _ids(jobs[1:3]), "it got in: two more try"
-    assert not full.holds(jobs[1], NOW)
-    assert full.holds(jobs[3], NOW), "its turn has not come"
     full.said(jobs[1], LATER)
-    assert full.room(jobs[2], 2) == _ids(jobs[3:5])
-    assert full.room(jobs[3], 2) == _ids(jobs[5:])
+    assert not full.holds(job("z", queue="another"), NOW), "another queue is not concerned"
+    assert all(full.holds(one, NOW) for one in (jobs[3], jobs[2], jobs[0]))
+    assert full.room(job("x")) == jobs[0].id, "the oldest first"
+    assert not full.holds(jobs[0], NOW)
+    assert full.holds(jobs[2], NOW), "its turn has not come"
+    assert full.room(jobs[0]) == jobs[1].id, "an end comes before its own timer"
+    assert not full.holds(jobs[1], NOW)
+    full.said(jobs[1], LATER)
+    assert not full.holds(jobs[1], LATER), "its timer"
+    assert full.room(jobs[1]) == jobs[2].id
+    assert full.room(jobs[2]) == jobs[3].id
+    assert full.room(jobs[3]) is None
 
 
 def test_nobody_is_left_behind_when_the_one_that_asks_ends() -> None:
@@ -56,6 +59,7 @@ def test_nobody_is_left_behind_when_the_one_that_asks_ends() -> None:
     full.said(asking, LATER)
     assert full.holds(waiting, NOW)
     assert full.holds(last, NOW)
-    assert full.room(waiting, 1) == [last.id], "it was cancelled while it waited"
-    assert full.room(asking, 1) == []
+    assert full.room(waiting) == asking.id, "it was cancelled while it waited"
+    assert full.room(asking) == last.id
+    assert full.room(last) is None
     assert not full.holds(job("d"), SOON), "nobody waits: the queue is open again"
