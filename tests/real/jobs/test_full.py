@@ -38,15 +38,15 @@ async def test_jobs_over_slurms_submit_limit_get_in_as_others_end(
     assert 0 < refused <= 24, "one tries for each that got in or ended; they do not all try all the time"
 
 
-async def test_an_offer_ends_when_slurm_was_full_for_too_long(slurm: SlurmTestbed, tmp_path: Path) -> None:
+async def test_an_offer_ends_when_slurm_was_full_for_too_long(slurm: SlurmTestbed) -> None:
     """pilot1's default Slurm account may never submit, and this queue names no other."""
-    site = Site(tmp_path)
-
-    site.sections.update(slurm_settings(tmp_path, slurm, site.issuer.url, busy_s=0.001))
-    site.sections["mapping"][1]["account"] = "pilot1"
-    async with site.running(), site.api() as api:
-        job = (await api.call("POST", "/v1/jobs", body={**TRUE, "queue": "cpu"}))["id"]
-        view = await ended(api, job)
+    with tempfile.TemporaryDirectory(prefix="edged-site-") as place:
+        site = Site(Path(place))
+        site.sections.update(slurm_settings(site.root, slurm, site.issuer.url, busy_s=0.001))
+        site.sections["mapping"][1]["account"] = "pilot1"
+        async with site.running(), site.api() as api:
+            job = (await api.call("POST", "/v1/jobs", body={**TRUE, "queue": "cpu"}))["id"]
+            view = await ended(api, job)
     assert (view["state"], view["cause"]) == ("FAILED", "refused")
     assert "full for" in view["reason"]
     assert "SubmitJobs" in view["reason"]
@@ -64,7 +64,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_full_disk_refuses_before_the_acknowledgement(small_disk: Path, tmp_path: Path) -> None:
     """What was acknowledged is there after a restart, what was refused is not, and room heals it."""
-    site = Site(tmp_path, jobs=local_jobs(tmp_path, poll_s=30))
+    site = Site(tmp_path, jobs=local_jobs(tmp_path))
     site.sections["runtime"] = {**site.settings()["runtime"], "state": str(small_disk)}
     big = {**TRUE, "script": "#!/bin/sh\n#" + "x" * 100_000 + "\n", "inputs": ["never"]}
     async with site.running():
