@@ -68,6 +68,16 @@ class Software(Section):
     init: str = Field(default="", description="Shell line the batch script runs, e.g. module load gcc/13")
 
 
+class GpuSampler(Section):
+    """Beside each job with GPUs, on its node: how busy they are, through NVML."""
+
+    library: str = Field(
+        default="libnvidia-ml.so.1", description="NVML, by name or path on the nodes; empty: no sampling"
+    )
+    period_s: Seconds = Field(default=5.0, ge=0.1)
+    python: str = Field(default="/usr/bin/python3", description="Python of the nodes, 3.6 or newer")
+
+
 class Jobs(Front):
     """The job engine."""
 
@@ -83,6 +93,7 @@ class Jobs(Front):
     clusters: tuple[Cluster, ...] = Field(default=(), alias="cluster")
     limits_by: tuple[Limit, ...] = Field(default=(), alias="limit")
     software: tuple[Software, ...] = ()
+    gpu_sampler: GpuSampler = GpuSampler()
     poll_s: Seconds = Field(default=3.0, description="Period of the squeue sweep")
     client_deadline_s: Seconds = Field(
         default=30.0, gt=11.0, description="Above Slurm's MessageTimeout of 10 s"

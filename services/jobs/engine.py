@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
 import msgspec
@@ -23,11 +23,12 @@ from edged.lifecycle import Background
 from edged.logs import audit, get_logger
 from edged.state import Store
 from edged.summary import Summary
-from services.jobs import journal, policy
+from services.jobs import gpus, journal, policy
 from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
 from services.jobs.drafting import Draft, Drafting
 from services.jobs.follower import Follower, Look
+from services.jobs.gpus import GpuUse
 from services.jobs.model import Description, Job, State, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
@@ -256,13 +257,25 @@ class Engine:
     async def _account(self, job: Job) -> None:
         """Write the usage of an ended job."""
         need = job.resources
-        gpus = need.gpus.count * need.nodes if need.gpus else 0
+        cards = need.gpus.count * need.nodes if need.gpus else 0
         kind = need.gpus.kind if need.gpus else ""
         cpus = int(job.tres.get("cpu", "0") or 0) or need.tasks * need.cpus_per_task
+        use = await self._gpu_use(job, cards * journal.wall_s(job)) if cards else None
         try:
-            await self._store.write(journal.record_usage(job, cpus, gpus, kind))
+            await self._store.write(journal.record_usage(job, cpus, cards, kind, use))
         except EdgeError as error:
             log.error("usage not written", extra={"job": job.id, "reason": str(error)})  # noqa: TRY400
+
+    async def _gpu_use(self, job: Job, allocated_s: float) -> GpuUse | None:
+        """As the sampler beside the payload told it, else the batch system."""
+        content = b""
+        with suppress(EdgeError):
+            opened = await self.sessions.open_own(self.registry.grant(job.id), job.id, gpus.RESULT.name)
+            try:
+                content = await opened.read(gpus.MAX_RESULT, 0)
+            finally:
+                opened.close()
+        return gpus.sampled(content, allocated_s) or gpus.by_batch_system(job.gpu_s, allocated_s)
 
     # -- what callers ask ---------------------------------------------------------------------------
 

@@ -345,7 +345,8 @@ def _take_facts(job: Job, answer: BatchJob) -> None:
     job.exit_code, job.signal = answer.exit_code, answer.signal
     job.started_at = answer.started_at or job.started_at
     job.ended_at = answer.ended_at or job.ended_at or time.time()
-    job.elapsed_s, job.cpu_s, job.max_rss = answer.elapsed_s, answer.cpu_s, answer.max_rss
+    job.elapsed_s, job.max_rss = answer.elapsed_s, answer.max_rss
+    job.cpu_s, job.gpu_s = answer.cpu_s, answer.gpu_s
     job.nodes, job.tres = answer.nodes or job.nodes, dict(answer.tres)
 
 

@@ -13,6 +13,7 @@ from edged.config import Config
 from edged.identity.words import JobId
 from edged.state import Store
 from edged.state.migrate import Migration
+from services.jobs.gpus import GpuUse
 from services.jobs.model import Description, Job
 
 META = sa.MetaData()
@@ -48,6 +49,8 @@ USAGE = sa.Table(
     sa.Column("wall_s", sa.Float, nullable=False),
     sa.Column("cpu_s", sa.Float),  # used; NULL: not measured
     sa.Column("ended_at", sa.Float, nullable=False),
+    sa.Column("gpu_measured_s", sa.Float),  # seconds of one GPU that were observed; NULL: none
+    sa.Column("gpu_used_s", sa.Float),  # and those of them in which it worked
 )
 
 SETTINGS = sa.Table(
@@ -64,9 +67,17 @@ CREDENTIALS = sa.Table(
     sa.Column("record", sa.LargeBinary, nullable=False),
 )
 
+
+def _gpu_columns(connection: sa.Connection) -> None:
+    there = {column["name"] for column in sa.inspect(connection).get_columns(USAGE.name)}
+    for name in {"gpu_measured_s", "gpu_used_s"} - there:  # a database made by this version has them
+        connection.execute(sa.text(f"ALTER TABLE {USAGE.name} ADD COLUMN {name} FLOAT"))
+
+
 MIGRATIONS = (
     Migration(1, "jobs, usage, settings", META.create_all),
     Migration(2, "credentials", META.create_all),
+    Migration(3, "GPU utilisation", _gpu_columns),
 )
 
 
@@ -141,7 +152,7 @@ def description(connection: sa.Connection, job: JobId) -> Description | None:
     return _decode_description(found) if found is not None else None
 
 
-def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
+def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str, use: GpuUse | None = None) -> Any:
     """Work for ``Store.write``: what an ended job used. Writing it twice leaves one row."""
     ended = job.ended_at or time.time()
     row = {
@@ -155,9 +166,11 @@ def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
         "gpu_kind": gpu_kind,
         "cpus": cpus,
         "gpus": gpus,
-        "wall_s": job.elapsed_s if job.elapsed_s is not None else _wall(job),
+        "wall_s": wall_s(job),
         "cpu_s": job.cpu_s,
         "ended_at": ended,
+        "gpu_measured_s": use.measured_s if use is not None else None,
+        "gpu_used_s": use.used_s if use is not None else None,
     }
 
     def work(connection: sa.Connection) -> None:
@@ -167,7 +180,10 @@ def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str) -> Any:
     return work
 
 
-def _wall(job: Job) -> float:
+def wall_s(job: Job) -> float:
+    """How long it ran, by the batch system's word where it tells."""
+    if job.elapsed_s is not None:
+        return job.elapsed_s
     if job.started_at is None or job.ended_at is None:
         return 0.0
     return max(0.0, job.ended_at - job.started_at)
@@ -185,6 +201,8 @@ def usage(connection: sa.Connection, since: str, until: str, vos: Iterable[str])
             sa.func.sum(USAGE.c.wall_s * USAGE.c.cpus).label("cpu_allocated_s"),
             sa.func.sum(USAGE.c.cpu_s).label("cpu_used_s"),
             sa.func.sum(USAGE.c.wall_s * USAGE.c.gpus).label("gpu_allocated_s"),
+            sa.func.sum(USAGE.c.gpu_measured_s).label("gpu_measured_s"),
+            sa.func.sum(USAGE.c.gpu_used_s).label("gpu_used_s"),
         )
         .where(USAGE.c.day.between(since, until))
         .group_by(*keys)

@@ -179,6 +179,7 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True):
     ended_at: float | None = None
     nodes: tuple[str, ...] = ()
     cpu_s: float | None = None
+    gpu_s: float | None = None
     elapsed_s: float | None = None
     max_rss: int | None = None
     tres: dict[str, str] = {}
@@ -205,7 +206,7 @@ def begin_again(job: Job) -> None:
     job.cancel, job.raw_state, job.exit_code, job.signal = "", "", None, 0
     job.queued_at = job.started_at = job.ended_at = None
     job.nodes, job.tres = (), {}
-    job.cpu_s = job.elapsed_s = job.max_rss = None
+    job.cpu_s = job.gpu_s = job.elapsed_s = job.max_rss = None
     job.unaccounted = False
 
 

@@ -11,6 +11,7 @@ from edged.identity.client import Verdicts
 from services.jobs.batch.protocol import Submission
 from services.jobs.batch.script import Files, Payload, inside, quoted, session_files
 from services.jobs.credentials import PROXY_FILE, TOKEN_FILE
+from services.jobs.gpus import sampler
 from services.jobs.model import Description, Job
 from services.jobs.policy import software_name
 
@@ -37,6 +38,7 @@ class Payloads:
             mpi=submission.mpi,
             init=(*self._init(description), *_credentials(job), *_programs(description)),
             site_environment={**self._environment(job), **await self._way_out(job, grant)},
+            beside=sampler(self._jobs.gpu_sampler) if submission.gpus is not None else None,
         )
         return session_files(job.id, payload)
 

@@ -36,6 +36,8 @@ def rows(connection: sa.Connection, span: Span) -> list[Usage]:
             sa.func.sum(sa.case((USAGE.c.cpu_s.is_not(None), _ALLOCATED), else_=0.0)).label("cpu_measured_s"),
             sa.func.sum(USAGE.c.cpu_s).label("cpu_used_s"),
             sa.func.sum(USAGE.c.wall_s * USAGE.c.gpus).label("gpu_allocated_s"),
+            sa.func.coalesce(sa.func.sum(USAGE.c.gpu_measured_s), 0.0).label("gpu_measured_s"),
+            sa.func.sum(USAGE.c.gpu_used_s).label("gpu_used_s"),
         )
         .where(USAGE.c.day.between(span.first, span.last))
         .group_by(*_KEYS)

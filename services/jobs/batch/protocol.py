@@ -167,6 +167,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     elapsed_s: float | None = None
     cpu_s: float | None = None  # used, user and system
+    gpu_s: float | None = None  # seconds of one GPU at work; None: not measured
     max_rss: int | None = None
     tres: Mapping[str, str] = {}  # allocated: {"cpu": "4", "gres/gpu:h200": "2", "mem": "8G"}
 

@@ -37,6 +37,12 @@ _OUTCOME_LINE = (
     f">{OUTCOME}.new && mv -f {OUTCOME}.new {OUTCOME}"
 )
 
+# It may hang in a driver: it has two seconds for its last words. By job number, not by process id, which
+# another process may have by now.
+_END_BESIDE = (
+    '{ kill %1; for _ in {1..20}; do [ -n "$(jobs -r)" ] || break; sleep 0.1; done; kill -9 %1; } 2>/dev/null'
+)
+
 Files = Mapping[str, tuple[bytes, int]]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -44,6 +50,14 @@ _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 # what would steer srun, sbatch or edged itself; the job's own values of these come from the batch system
 _RESERVED = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|EDGED)_.*|SLURM_CONF|BASH_ENV|ENV|SHELLOPTS|BASHOPTS")
 _MPI = re.compile(r"[A-Za-z0-9_]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A program of ours that runs beside the payload and ends with it: a command line, and its files."""
+
+    command: str
+    files: Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +79,7 @@ class Payload:
     mpi: str = ""
     init: tuple[str, ...] = ()
     site_environment: Mapping[str, str] = field(default_factory=dict)
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,7 @@ def session_files(job: str, payload: Payload) -> Files:
         str(RUN): (_run(payload).encode("utf-8", "surrogateescape"), 0o600),
         str(PAYLOAD): (_payload(payload).encode("utf-8", "surrogateescape"), 0o600),
     }
+    files |= payload.beside.files if payload.beside is not None else {}
     if payload.script:
         files[str(SCRIPT)] = (payload.script.encode("utf-8", "surrogateescape"), 0o700)
     return files
@@ -132,9 +148,12 @@ def _run(payload: Payload) -> str:
     lines += payload.init
     if payload.script:
         lines.append(f"chmod u+x {SCRIPT}")
+    if payload.beside is not None:
+        lines.append(f"{payload.beside.command} </dev/null >/dev/null 2>&1 &")
     lines += [
         f"{_starter(payload.mpi)} {PAYLOAD} {_redirections(payload)}",
         "code=$?",
+        *([_END_BESIDE] if payload.beside is not None else []),
         _OUTCOME_LINE,
         'exit "$code"',
     ]

@@ -12,7 +12,7 @@ from edged.accounts.api import BatchVerb
 from edged.errors import Unavailable
 from edged.identity.words import Action
 from services.jobs.batch.protocol import BatchJob, Cause, unique_name
-from services.jobs.batch.slurm import accounting, queue
+from services.jobs.batch.slurm import accounting, gpus, queue
 from services.jobs.batch.slurm.clients import asked, listing
 from services.jobs.batch.slurm.submit import client_lock
 
@@ -109,6 +109,9 @@ class Finals(BatchVerb, frozen=True, kw_only=True):
 
     def perform(self, where: Workplace) -> list[BatchJob]:
         jobs = accounting.read(listing(where, self.argv(), self.deadline_s))
+        if with_gpus := gpus.wanted(jobs):
+            busy = gpus.read(listing(where, gpus.argv(with_gpus), self.deadline_s))
+            jobs = [gpus.told(job, busy) for job in jobs]
         failed = sorted({job.ref.id for job in jobs if job.cause is Cause.EXIT})
         if not failed:
             return jobs
