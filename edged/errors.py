@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -71,6 +71,18 @@ class Conflict(EdgeError):
     """The thing is in a state that does not allow this."""
 
     code = "conflict"
+
+
+class Incomplete(Conflict):
+    """All that was asked is done, but for ``failed``: path → its error's code and message."""
+
+    code = "incomplete"
+
+    @property
+    def failed(self) -> Mapping[bytes, Sequence[str]]:
+        """The first of them: there may be more than fit a message."""
+        failed = self.values.get("failed")
+        return failed if isinstance(failed, Mapping) else {}
 
 
 class PreconditionFailed(EdgeError):

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
-from edged.accounts import messages, packets
+from edged.accounts import messages, packets, statx
 from edged.accounts.faults import from_wire
+from edged.accounts.lanes import Lane
 from edged.accounts.messages import Carries, encode
 from edged.accounts.packets import BrokenPeer
 from edged.errors import Busy, EdgeError, Unavailable, UnknownOutcome
@@ -49,6 +50,8 @@ class Pending:
     future: asyncio.Future[Any]
     until: float
     changes: bool
+    kind: object
+    lane: Lane | None
 
 
 class PacketSocket:
@@ -141,10 +144,14 @@ class PacketSocket:
 class Channel:
     """A front's channel to one account's worker."""
 
-    def __init__(self, sock: socket.socket, on_end: Callable[[Channel], None]) -> None:
+    def __init__(self, sock: socket.socket, on_end: Callable[[Channel], None], places: int = 8) -> None:
+        """``places``: calls of one export at once; the worker has as many threads for each."""
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
+        self._places = places
+        self._lanes: dict[str, Lane] = {}
         self._pending: dict[int, Pending] = {}
+        self._given_up: dict[int, Pending] = {}  # their threads still wait: they keep their places
         self._calls = 0
         self._leaving = False
         self._packets = PacketSocket(sock, self._answered, self._ended)
@@ -162,21 +169,31 @@ class Channel:
         deadline_s: float,
         changes: bool,
         body: int | None = None,
+        export: str | None = None,
     ) -> Reply:
         """Send a request and await its answer.
 
-        Raises what the worker raised; StaleHandle; Busy with too much in flight; Unavailable, or
-        UnknownOutcome for what ``changes`` something, when the answer does not come.
+        Raises what the worker raised; StaleHandle; Busy with too much in flight; Unavailable when the
+        ``export`` hangs; Unavailable, or UnknownOutcome for what ``changes`` something, when the answer
+        does not come.
         """
+        lane = None
+        if export is not None:
+            lane = self._lanes.get(export)
+            if lane is None:
+                lane = self._lanes[export] = Lane(export, self._places)
+            await lane.enter(kind, time.monotonic())
         if len(self._pending) >= MAX_PENDING or self._packets.closed:
             _close(body)
+            if lane is not None:
+                lane.leave(kind, time.monotonic())
             if self._packets.closed:
                 raise Unavailable("the account's worker ended")
             raise Busy("too many calls for one account", retry_after_s=1.0)
         self._calls += 1
         call = self._calls
         future: asyncio.Future[Reply] = self._loop.create_future()
-        self._pending[call] = Pending(future, time.monotonic() + deadline_s, changes)
+        self._pending[call] = Pending(future, time.monotonic() + deadline_s, changes, kind, lane)
         self._packets.send(encode(kind(call, handle, *arguments)), body)
         try:
             return await future
@@ -189,7 +206,15 @@ class Channel:
         for call, pending in list(self._pending.items()):
             if pending.until < now:
                 del self._pending[call]
+                if pending.lane is not None:
+                    self._given_up[call] = pending
                 _fail(pending, "the account's worker did not answer in time")
+        for lane in self._lanes.values():
+            lane.refuse_waiting(now)
+
+    def silent(self, now: float) -> dict[str, float]:
+        """Export → for how many seconds its file system has answered nothing."""
+        return {export: lane.silent_s(now) for export, lane in self._lanes.items()}
 
     def close(self) -> None:
         """Close now; what is pending gets an error."""
@@ -213,8 +238,11 @@ class Channel:
 
     def _settle(self, message: messages.Done | messages.Failed | messages.Stale, fd: int | None) -> None:
         pending = self._pending.pop(message.call, None)
+        answered = pending or self._given_up.pop(message.call, None)
+        if answered is not None and answered.lane is not None:
+            answered.lane.leave(answered.kind, time.monotonic())
         wants_fd = isinstance(message, messages.Done) and message.carries is not Carries.NOTHING
-        if wants_fd != (fd is not None) or (fd is not None and not packets.is_regular(fd)):
+        if wants_fd != (fd is not None) or (fd is not None and not _is_regular(fd)):
             _close(fd)
             if pending is not None:
                 _fail(pending, "the worker sent something else than a file")
@@ -234,6 +262,8 @@ class Channel:
         lost, self._pending = self._pending, {}
         for pending in lost.values():
             _fail(pending, "the account's worker ended")
+        for lane in self._lanes.values():
+            lane.close("the account's worker ended")
         self._on_end(self)
 
 
@@ -250,6 +280,11 @@ def _discard(future: asyncio.Future[Reply]) -> None:
     """A cancelled caller takes nothing: close what had come for it already."""
     if future.done() and not future.cancelled() and future.exception() is None:
         _close(future.result().fd)
+
+
+def _is_regular(fd: int) -> bool:
+    facts = statx.known(fd)
+    return facts is not None and facts.regular
 
 
 def _close(fd: int | None) -> None:

@@ -51,9 +51,10 @@ class AccountClient:
 
     name = "accounts"
 
-    def __init__(self, path: Path) -> None:
-        """``path``: accountd's socket."""
+    def __init__(self, path: Path, places: int = 8) -> None:
+        """``path``: accountd's socket. ``places``: calls at once for one account and export."""
         self._path = path
+        self._places = places
         self._connection: Connection | None = None
         self._channels: dict[WorkerKey, Channel] = {}
         self._open: set[Channel] = set()  # with those that said goodbye and have calls left
@@ -66,7 +67,7 @@ class AccountClient:
     @classmethod
     def of(cls, config: Config) -> AccountClient:
         """For the accountd of this configuration."""
-        return cls(config.runtime.run / config.accounts.socket_name)
+        return cls(config.runtime.run / config.accounts.socket_name, config.accounts.file_threads)
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
@@ -93,6 +94,15 @@ class AccountClient:
             return f"accountd does not answer: {error}"
         return None
 
+    def silent(self) -> dict[str, float]:
+        """Export → for how many seconds its file system has answered nothing (0: it does, or nobody asks)."""
+        now = time.monotonic()
+        found: dict[str, float] = {}
+        for channel in self._open:
+            for export, seconds in channel.silent(now).items():
+                found[export] = max(found.get(export, 0.0), seconds)
+        return found
+
     async def call(
         self,
         grant: bytes,
@@ -102,6 +112,7 @@ class AccountClient:
         deadline_s: float,
         changes: bool,
         body: Callable[[], int] | None = None,
+        export: str | None = None,
     ) -> Reply:
         """One request under ``grant``; a handle that the worker forgot is asked for again, once.
 
@@ -114,7 +125,13 @@ class AccountClient:
             try:
                 fd = None if body is None else body()
                 return await held.channel.call(
-                    kind, held.handle, *arguments, deadline_s=deadline_s, changes=changes, body=fd
+                    kind,
+                    held.handle,
+                    *arguments,
+                    deadline_s=deadline_s,
+                    changes=changes,
+                    body=fd,
+                    export=export,
                 )
             except StaleHandle:
                 self._held.pop((grant, worker), None)
@@ -183,7 +200,7 @@ class AccountClient:
             log.warning("accountd connection lost")
 
     def _adopt(self, key: WorkerKey, sock: socket.socket) -> None:
-        channel = self._channels[key] = Channel(sock, self._channel_ended)
+        channel = self._channels[key] = Channel(sock, self._channel_ended, self._places)
         self._open.add(channel)
 
     def _channel_ended(self, channel: Channel) -> None:

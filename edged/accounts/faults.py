@@ -55,6 +55,11 @@ def to_wire(error: EdgeError) -> Failure:
     return Failure(tuple(dict.fromkeys(codes)), error.message, error.detail, values)
 
 
+def of_code(code: str, message: str) -> EdgeError:
+    """The error that a code stands for."""
+    return from_wire(Failure((code,), message))
+
+
 def from_wire(failure: Failure) -> EdgeError:
     """The error again, as the nearest class this process knows."""
     known = {kind.code: kind for kind in _subclasses(EdgeError)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import stat
@@ -96,21 +95,3 @@ def read_memory(fd: int) -> bytes:
     if not stat.S_ISREG(facts.st_mode) or facts.st_size > _BODY_LIMIT:
         raise BrokenPeer("body descriptor is not a small regular file")
     return os.pread(fd, facts.st_size, 0)
-
-
-_AT_EMPTY_PATH = 0x1000
-_AT_STATX_DONT_SYNC = 0x4000
-_STATX_TYPE = 0x1
-_facts = (ctypes.c_uint16 * 128)()  # struct statx is 256 bytes; stx_mode is the u16 at byte 28
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-
-
-def is_regular(fd: int) -> bool:
-    """Whether ``fd`` is a regular file, told without asking a file server (statx(2) DONT_SYNC).
-
-    For the one loop of a front (not threads): fstat on a network file system may wait for the server.
-    """
-    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_TYPE, _facts) != 0:
-        return False
-    return stat.S_ISREG(_facts[14])

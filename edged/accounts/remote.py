@@ -36,6 +36,7 @@ class Caller(Protocol):
         deadline_s: float,
         changes: bool,
         body: Callable[[], int] | None = None,
+        export: str | None = None,
     ) -> Reply: ...
 
 
@@ -152,6 +153,7 @@ class RemoteFiles:
             *more,
             deadline_s=deadline_s,
             changes=False,
+            export=place.export,
         )
 
     async def _change(
@@ -171,6 +173,7 @@ class RemoteFiles:
             *more,
             deadline_s=deadline_s,
             changes=True,
+            export=place.export,
         )
 
 

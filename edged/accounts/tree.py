@@ -16,12 +16,14 @@ import msgspec
 from edged.accounts.api import Entry
 from edged.accounts.beneath import DIRECTORY, INTO, LOOK_LINK, Beneath
 from edged.accounts.entries import entry, is_text, look
+from edged.accounts.faults import of_os
 from edged.accounts.rules import TEMPORARY_PREFIX
-from edged.errors import Busy, TooLarge
+from edged.errors import Busy, Incomplete, TooLarge
 
 _GONE_PREFIX = TEMPORARY_PREFIX + "gone-"  # invisible like a temporary
 _DEPTH = 100
 _ROUNDS = 1000
+_TOLD_BYTES = 16 << 10  # of paths that resisted: a message must hold them
 
 
 class Listing(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +97,10 @@ def _member(root: int, path: str, member: os.DirEntry[str]) -> Entry | None:
 
 
 def remove(root: int, path: str, *, recursive: bool) -> None:
-    """Remove a file, link or directory; the root itself never. Raises OSError."""
+    """Remove a file, link or directory; the root itself never. Raises OSError.
+
+    Incomplete: of a directory all is gone but what it tells, and what leads there.
+    """
     above, _, name = path.rpartition("/")
     if not name:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -106,35 +111,56 @@ def remove(root: int, path: str, *, recursive: bool) -> None:
             os.unlink(name, dir_fd=parent)
             return
         if recursive:
-            _empty(parent, name)
+            Removal(parent, name).run()
         os.rmdir(name, dir_fd=parent)
 
 
-def _empty(parent: int, name: str) -> None:
-    """Remove all below a directory, however deep its owner made it: what is too deep is first moved up."""
-    with _entered(parent, name) as top:
-        for _ in range(_ROUNDS):
-            _empty_once(top, top, 0)
-            if not os.listdir(top):  # noqa: PTH208 - by descriptor
-                return
-    raise Busy("the directory is being filled while it is removed")
+class Removal:
+    """Removes all below a directory; what resists is noted and the rest goes on."""
 
+    def __init__(self, parent: int, name: str) -> None:
+        self._parent = parent
+        self._name = name
+        self._failed: dict[bytes, tuple[str, str]] = {}
+        self._told = 0
+        self._raised = False  # something too deep was moved up, where the next round meets it
 
-def _empty_once(top: int, fd: int, depth: int) -> None:
-    with os.scandir(fd) as found:
-        members = [(member.name, member.is_dir(follow_symlinks=False)) for member in found]
-    for name, directory in members:
-        try:
-            if not directory:
-                os.unlink(name, dir_fd=fd)
-            elif depth >= _DEPTH:
-                os.rename(name, _GONE_PREFIX + secrets.token_hex(8), src_dir_fd=fd, dst_dir_fd=top)
-            else:
-                with _entered(fd, name) as below:
-                    _empty_once(top, below, depth + 1)
-                _rmdir_if_empty(name, fd)
-        except FileNotFoundError:
-            continue
+    def run(self) -> None:
+        """Raises Incomplete; Busy when others fill it at the same time."""
+        with _entered(self._parent, self._name) as top:
+            for _ in range(_ROUNDS):
+                self._raised = False
+                self._empty(top, top, [], 0)
+                if self._failed and not self._raised:
+                    raise Incomplete("a part could not be removed", failed=self._failed)
+                if not os.listdir(top):  # noqa: PTH208 - by descriptor
+                    return
+        raise Busy("the directory is being filled while it is removed")
+
+    def _empty(self, top: int, fd: int, way: list[str], depth: int) -> None:
+        with os.scandir(fd) as found:
+            members = [(member.name, member.is_dir(follow_symlinks=False)) for member in found]
+        for name, directory in members:
+            try:
+                if not directory:
+                    os.unlink(name, dir_fd=fd)
+                elif depth >= _DEPTH:
+                    os.rename(name, _GONE_PREFIX + secrets.token_hex(8), src_dir_fd=fd, dst_dir_fd=top)
+                    self._raised = True
+                else:
+                    with _entered(fd, name) as below:
+                        self._empty(top, below, [*way, name], depth + 1)
+                    _rmdir_if_empty(name, fd)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._note(os.fsencode("/".join([*way, name])), error)
+
+    def _note(self, path: bytes, error: OSError) -> None:
+        self._told += len(path)
+        if self._told <= _TOLD_BYTES:
+            why = of_os(error)
+            self._failed[path] = (why.code, why.message)
 
 
 def _rmdir_if_empty(name: str, fd: int) -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from edged.accounts import messages, packets
 from edged.accounts.faults import of_os, to_wire
-from edged.accounts.messages import Carries, Request, Start, encode
+from edged.accounts.messages import Carries, Request, Start, WorkerKind, encode
 from edged.accounts.packets import BrokenPeer
 from edged.errors import Denied, EdgeError, Unavailable, UnknownOutcome
 from edged.identity.grants import Ban, Grant
@@ -79,6 +79,8 @@ class Worker:
 
     def __init__(self, start: Start, control: socket.socket, calls: Calls) -> None:
         self._start = start
+        places = len(start.exports) + bool(start.sessions) if start.kind is WorkerKind.FILES else 1
+        self._most_threads = start.threads * max(1, places)
         self._control = control
         self._calls = calls
         self._channels: dict[int, Channel] = {}
@@ -213,14 +215,17 @@ class Worker:
         return self._start.idle_s / 4
 
     def _look_after_threads(self) -> None:
-        """More threads where all are in use and calls are slow, or none ended since the last look."""
+        """More threads where all are in use and calls are slow, or none ended since the last look.
+
+        As many for each export, so that one whose file server hangs leaves the others theirs (``lanes``).
+        """
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         with self._lock:
             for channel in self._channels.values():
                 served, slow = channel.seen
                 if channel.idle == 0 and (channel.served == served or channel.slow > slow):
-                    for _ in range(min(channel.threads, self._start.threads - channel.threads)):
+                    for _ in range(min(channel.threads, self._most_threads - channel.threads)):
                         self._add_thread(channel)
                 channel.seen = (channel.served, channel.slow)
 

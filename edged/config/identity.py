@@ -118,6 +118,9 @@ class Identity(Front):
 
     grant_s: Seconds = Field(default=300.0, le=300.0, description="Life of an access grant")
     job_grant_s: Seconds = Field(default=90 * 86400.0, description="Life of a job grant")
+    transfer_grant_s: Seconds = Field(
+        default=86400.0, description="How long a transfer may go on after its token's end"
+    )
     token_bytes: ByteSize = Field(default=16384, description="Longest token looked at")
     verdict_cache: Count = Field(default=65536, description="Verdicts each front remembers")
     assertions: tuple[Assertion, ...] = ()

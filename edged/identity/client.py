@@ -67,6 +67,10 @@ class Verdicts(Protocol):
         """A signed job grant for a job accepted under ``verdict``."""
         ...
 
+    async def transfer_grant(self, grant: bytes, paths: tuple[str, ...]) -> bytes:
+        """A grant to finish at ``paths`` (namespace paths) what was begun under an access grant."""
+        ...
+
     async def standing_grant(self, account: AccountName) -> bytes:
         """A grant that only polls, for sweeps under the poll account (or each account)."""
         ...
@@ -163,6 +167,11 @@ class IdentityClient:
         """A signed job grant for a job accepted under ``verdict``."""
         await self._require_feed()
         return (await self._ask(wire.ForJobGrant(verdict.grant, job), wire.Grant)).wire
+
+    async def transfer_grant(self, grant: bytes, paths: tuple[str, ...]) -> bytes:
+        """A grant to finish at ``paths`` (namespace paths) what was begun under an access grant."""
+        await self._require_feed()
+        return (await self._ask(wire.ForTransferGrant(grant, paths), wire.Grant)).wire
 
     async def standing_grant(self, account: AccountName) -> bytes:
         """A grant that only polls, for sweeps under the poll account (or each account)."""

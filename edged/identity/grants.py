@@ -30,11 +30,12 @@ class Scope(msgspec.Struct, frozen=True):
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """What accountd lets one service do as one account.
 
-    ``kind``: *access* lives at most 300 s and follows a token; *job* is made at submission, names its
-    job, and outlives the token; *standing* only polls. Times are Unix seconds.
+    ``kind``: *access* lives at most 300 s and follows a token; *transfer* finishes what was begun under
+    one, at the paths it names only; *job* is made at submission, names its job, and outlives the token;
+    *standing* only polls. Times are Unix seconds.
     """
 
-    kind: Literal["access", "job", "standing"]
+    kind: Literal["access", "transfer", "job", "standing"]
     id: str
     service: ServiceName
     account: AccountName
@@ -48,6 +49,10 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     def allows(self, action: Action, path: str = "/") -> bool:
         """Whether a scope covers ``action`` at ``path``, compared by whole path segments."""
         return any(action in scope.actions and within(path, scope.root) for scope in self.scopes)
+
+    def actions_at(self, path: str) -> frozenset[Action]:
+        """All that it covers at ``path``."""
+        return frozenset[Action]().union(*(s.actions for s in self.scopes if within(path, s.root)))
 
 
 def within(path: str, root: str) -> bool:

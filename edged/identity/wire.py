@@ -44,6 +44,16 @@ class ForJobGrant(msgspec.Struct, frozen=True, tag=True):
     job: JobId
 
 
+class ForTransferGrant(msgspec.Struct, frozen=True, tag=True):
+    """A grant to finish a transfer; ``grant`` is the access grant it was begun under.
+
+    ``paths`` are namespace paths: of each, and what lies below, it keeps what ``grant`` allows.
+    """
+
+    grant: bytes
+    paths: tuple[str, ...]
+
+
 class ForStandingGrant(msgspec.Struct, frozen=True, tag=True):
     """A grant that only polls."""
 
@@ -142,6 +152,7 @@ Asked = (
     | ForVerdict
     | ForAsserted
     | ForJobGrant
+    | ForTransferGrant
     | ForStandingGrant
     | ForJobToken
     | JobReport

@@ -18,7 +18,7 @@ from edged.config import Config
 from edged.errors import Busy, Denied, EdgeError, Unauthenticated
 from edged.identity import feed, grants, packets, wire
 from edged.identity.grants import Grant, Scope
-from edged.identity.judge import JOBS, Judge, Judged, Proven, refuse_banned
+from edged.identity.judge import JOBS, STORAGE, Judge, Judged, Proven, refuse_banned
 from edged.identity.packets import Packets
 from edged.identity.tokens import UnknownKey
 from edged.identity.words import Action, IssuerUrl, JobClass, JobFacts, JobId, Principal, ServiceName, Verdict
@@ -162,6 +162,8 @@ class Signer:
                 return wire.Judged(self._asserted(service, what))
             case wire.ForJobGrant(grant, job):
                 return self._job_grant(service, grant, job)
+            case wire.ForTransferGrant():
+                return self._transfer_grant(service, what)
             case wire.ForStandingGrant():
                 return self._standing_grant(service, what)
             case wire.ForJobToken(grant, job):
@@ -350,6 +352,29 @@ class Signer:
                 expires_at=now + self._config.identity.job_grant_s,
                 job=job,
                 job_class=access.job_class,
+            )
+        )
+
+    def _transfer_grant(self, service: ServiceName, what: wire.ForTransferGrant) -> wire.Grant:
+        """What a long transfer is finished with: nothing that its access grant does not allow."""
+        if service != STORAGE:
+            raise Denied("only the storage service may ask for this")
+        access = grants.verify(what.grant, self._public, self._clock())
+        if access.kind != "access" or access.service != service or access.principal is None:
+            raise Denied("not an access grant of the storage service")
+        refuse_banned(access.principal, self._ledger.ban_on)
+        scopes = tuple(Scope(access.actions_at(path), path) for path in what.paths)
+        if not all(scope.actions for scope in scopes):
+            raise Denied("the access grant does not cover this")
+        now = self._clock()
+        return self._signed(
+            msgspec.structs.replace(
+                access,
+                kind="transfer",
+                id=secrets.token_hex(8),
+                scopes=scopes,
+                issued_at=now,
+                expires_at=now + self._config.identity.transfer_grant_s,
             )
         )
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from aiohttp import web
 
 from edged.accounts.api import Files
-from edged.errors import Conflict, EdgeError, NotFound
+from edged.accounts.faults import of_code
+from edged.errors import Conflict, EdgeError, Incomplete, NotFound
+from services.storage import answers, faults
 from services.storage.access import CREATE, MODIFY
 from services.storage.exchange import Exchange
 from services.storage.faults import MethodRefused, UnsupportedBody
 from services.storage.guard import Guard
-from services.storage.namespace import Target
+from services.storage.multistatus import Refused
+from services.storage.namespace import Target, escape
 from services.storage.properties import is_directory
 from services.storage.sending import Connection
 
@@ -48,14 +53,17 @@ class Changing:
         return Connection(exchange.request).reply(201, [("Content-Length", "0")])
 
     async def delete(self, exchange: Exchange) -> web.StreamResponse:
-        """204, whole trees included. Exactly 204: Rucio takes nothing else."""
+        """204, whole trees included (exactly 204: Rucio takes nothing else); 207 when a part resisted."""
         exchange.require(MODIFY)
         entry = await exchange.entry()
         exchange.check_conditions(None if is_directory(entry) else entry)
         if exchange.headers.get("Depth", "infinity").lower() != "infinity" and is_directory(entry):
             raise Conflict("a collection is deleted with all it holds")  # RFC 4918 §9.6.1
         await self._guard.change(exchange, exchange.target, deep=True, member=True)
-        await self.remove(exchange, exchange.target, recursive=is_directory(entry))
+        try:
+            await self.remove(exchange, exchange.target, recursive=is_directory(entry))
+        except Incomplete as error:
+            return answers.partial(_refused(exchange.target, error))
         await self._prune(exchange)
         return Connection(exchange.request).reply(204, [])
 
@@ -75,3 +83,16 @@ class Changing:
                 await self._files.remove(exchange.grant, target.place)
             except EdgeError:  # not empty: somebody lives there
                 return
+
+
+def _refused(top: Target, error: Incomplete) -> list[Refused]:
+    """The members that resisted. Collections above them are not told (RFC 4918 §9.6.1)."""
+    base = top.href.rstrip("/")
+    return [
+        Refused(f"{base}/{_href(path)}", faults.status(of_code(code, why)), why)
+        for path, (code, why) in error.failed.items()
+    ]
+
+
+def _href(path: bytes) -> str:
+    return "/".join(escape(os.fsdecode(name)) for name in path.split(b"/"))

@@ -48,8 +48,9 @@ class Checksums:
         found = await self.stored(exchange.grant, exchange.target, entry)
         for algorithm in asked:
             if algorithm not in found and compute:
-                found[algorithm] = await self._compute(exchange, entry, algorithm)
-                await self._keep(exchange, entry, found)
+                with exchange.lasting(exchange.target):
+                    found[algorithm] = await self._compute(exchange, entry, algorithm)
+                    await self._keep(exchange, entry, found)
         return found
 
     async def learned(self, exchange: Exchange, entry: Entry, found: dict[str, bytes]) -> None:
@@ -78,11 +79,11 @@ class Checksums:
 
     async def _read(self, exchange: Exchange, algorithm: str) -> bytes:
         opened = await self._files.open(exchange.grant, exchange.target.place)
+        disk = self._disk_of(exchange.target)
         try:
-            disk = self._disk_of(exchange.target)
-            return await disk.run(digest_of, opened.fd, algorithm)
+            return await disk.compute((opened.fd,), digest_of, opened.fd, algorithm)
         finally:
-            os.close(opened.fd)
+            disk.close(opened.fd)
 
     async def _keep(self, exchange: Exchange, entry: Entry, found: dict[str, bytes]) -> None:
         state = state_of(entry)

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 
 from edged.accounts.api import Entry, Files
-from edged.errors import Conflict, Denied, EdgeError, NotFound, PreconditionFailed
+from edged.errors import (
+    Conflict,
+    Denied,
+    EdgeError,
+    NotFound,
+    PreconditionFailed,
+    Unavailable,
+    UnknownOutcome,
+)
 from edged.identity.client import Verdicts
 from edged.identity.words import Action, Verdict
-from edged.logs import audit
+from edged.logs import audit, get_logger
 from services.storage import access
 from services.storage.conditions import Outcome, evaluate
 from services.storage.namespace import Target
+
+log = get_logger("edged.storage.exchange")
+
+ASK_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -29,6 +44,7 @@ class Exchange:
     token: str
     identity: Verdicts
     files: Files
+    lasts: bool = False
 
     @property
     def grant(self) -> bytes:
@@ -79,11 +95,45 @@ class Exchange:
             reason=reason,
         )
 
-    async def renewed(self) -> bytes:
-        """A grant that lives long enough for the next call, as long as the token does."""
-        if self.token and self.verdict.expires_at < time.time() + 30:
-            self.verdict = await self.identity.verdict(self.token)
-        return self.verdict.grant
+    @contextmanager
+    def lasting(self, *targets: Target) -> Iterator[None]:
+        """Inside, ``grant`` goes on being worth something at ``targets``, also after the token's end.
+
+        What a token was good for when it began is finished: a transfer may take longer than tokens live.
+        Half-way to the grant's end identity is asked for one that only finishes this; bans end it too.
+        """
+        if self.lasts:
+            yield
+            return
+        self.lasts = True
+        loop = asyncio.get_running_loop()
+        asking: list[asyncio.Task[None]] = []
+        ends = self.verdict.expires_at
+        timer = loop.call_later(
+            max(0.0, (ends - time.time()) / 2),
+            lambda: asking.append(loop.create_task(self._outlive(targets, ends))),
+        )
+        try:
+            yield
+        finally:
+            timer.cancel()
+            for task in asking:
+                task.cancel()
+
+    async def _outlive(self, targets: tuple[Target, ...], ends: float) -> None:
+        """While identity is away, ask again: there is still time."""
+        paths = tuple(target.key for target in targets)
+        while time.time() < ends:
+            try:
+                grant = await self.identity.transfer_grant(self.grant, paths)
+            except (Unavailable, UnknownOutcome):
+                await asyncio.sleep(ASK_AGAIN_S)
+            except EdgeError as error:
+                log.warning("the transfer ends with its token", extra={"reason": str(error)})
+                return
+            else:
+                self.verdict = msgspec.structs.replace(self.verdict, grant=grant)
+                return
 
     async def look(self, target: Target | None = None) -> Entry | None:
         """What is there; None when nothing is (also below a file)."""

@@ -12,7 +12,7 @@ from edged.accounts.api import Entry, Files, Kind
 from edged.config.storage import Storage
 from edged.errors import BadRequest, EdgeError, TooLarge
 from edged.http.api import read_body
-from services.storage import multistatus
+from services.storage import answers, multistatus
 from services.storage.access import MODIFY, READ, STAT
 from services.storage.davxml import DAV, Name, Propfind, parse_propfind, parse_proppatch
 from services.storage.exchange import Exchange
@@ -56,7 +56,8 @@ class Finding:
         table = await self._guard.locks.now()
         first = await self._target(exchange, request, entry, table)
         pieces: AsyncIterator[Iterable[Resource]] = self._members(exchange, request, table, depth, entry)
-        return await _respond(exchange.request, request, first, pieces)
+        with exchange.lasting(exchange.target):
+            return await _respond(exchange.request, request, first, pieces)
 
     def _depth(self, exchange: Exchange, entry: Entry) -> int:
         """0, 1, or the most levels for infinity. No Depth header counts as 1: nobody means the whole tree."""
@@ -141,7 +142,7 @@ class Finding:
             await self._files.set_attributes(exchange.grant, place, put, [] if after else [DEAD])
             statuses = [200] * len(names)
         href = _href_of(exchange.target, collection=is_directory(entry))
-        return _multistatus(multistatus.patched(href, names, statuses))
+        return answers.document(multistatus.patched(href, names, statuses))
 
 
 def _wants_dead(request: Propfind) -> bool:
@@ -196,10 +197,6 @@ async def _respond(
         lead = ()
     rest = b"".join(parts.of(lead)) + parts.end()
     if response is None:
-        return _multistatus(rest)
+        return answers.document(rest)
     await response.write_eof(rest)
     return response
-
-
-def _multistatus(body: bytes) -> web.Response:
-    return web.Response(status=207, body=body, headers={"Content-Type": multistatus.CONTENT_TYPE})

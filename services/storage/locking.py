@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
+from collections.abc import Callable
 from xml.sax.saxutils import escape as xml_escape
 
 from aiohttp import web
@@ -14,9 +14,11 @@ from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFai
 from edged.http.api import read_body
 from services.storage.access import CREATE, MODIFY
 from services.storage.davxml import LockRequest, parse_lockinfo
+from services.storage.disk import Disk
 from services.storage.exchange import Exchange
 from services.storage.guard import Guard
 from services.storage.locks import Lock, active_lock_xml, parse_if, parse_timeout, tokens_in
+from services.storage.namespace import Target
 from services.storage.sending import Connection
 
 MAX_OWNER = 4096
@@ -25,9 +27,10 @@ MAX_OWNER = 4096
 class Locking:
     """Both methods."""
 
-    def __init__(self, files: Files, guard: Guard, xml_body: int) -> None:
+    def __init__(self, files: Files, guard: Guard, disk_of: Callable[[Target], Disk], xml_body: int) -> None:
         self._files = files
         self._guard = guard
+        self._disk_of = disk_of
         self._xml_body = xml_body
 
     async def lock(self, exchange: Exchange) -> web.StreamResponse:
@@ -77,7 +80,7 @@ class Locking:
         place = exchange.target.place
         try:
             temporary = await self._files.temporary(exchange.grant, place)
-            os.close(temporary.fd)
+            self._disk_of(exchange.target).close(temporary.fd)
             await self._files.commit(exchange.grant, temporary.place, place, replace=False, durable=False)
         except BaseException as error:
             async with self._guard.locks.changing() as table:

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
-
 from aiohttp import web
 
 from edged.accounts.api import Entry, Files
-from edged.accounts.faults import of_os
-from edged.config.storage import Storage
-from edged.errors import BadRequest, Conflict, Denied, EdgeError, NotFound, PreconditionFailed
-from services.storage import access, multistatus, records
+from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFailed
+from services.storage import access, answers
 from services.storage.access import CREATE, MODIFY, READ
 from services.storage.changing import Changing
-from services.storage.checksums import Checksums
-from services.storage.disk import Disk, unchanged
-from services.storage.exchange import Exchange, quietly
-from services.storage.faults import BadGateway, status
+from services.storage.copier import Copier
+from services.storage.exchange import Exchange
+from services.storage.faults import BadGateway
 from services.storage.guard import Guard
+from services.storage.multistatus import Refused
 from services.storage.namespace import Namespace, OwnNames, Target, path_of
-from services.storage.properties import DEAD, is_directory
+from services.storage.properties import is_directory
 from services.storage.sending import Connection
 from services.storage.thirdparty.copies import Copies
-from services.storage.transfers import Transfers
-
-PIECE = 16 << 20
-MAX_DEPTH = 100
 
 
 class Moving:
@@ -63,7 +53,7 @@ class Moving:
         return found
 
     async def move(self, exchange: Exchange) -> web.StreamResponse:
-        """201, or 204 when something was replaced."""
+        """201, or 204 when something was replaced; between two exports also what COPY answers."""
         destination = self.destination(exchange)
         source = await self._source(exchange, destination)
         there = await self._replaceable(exchange, destination)
@@ -74,14 +64,23 @@ class Moving:
                 capabilities, exchange.target.vo_path, destination.vo_path, replaces=there is not None
             )
         exchange.decided(decision, "move", destination)
-        if destination.export is not exchange.target.export:
-            raise Denied("moving from one export to another is a copy and a removal: ask for these")
+        across = destination.export is not exchange.target.export
+        if across:  # perhaps another file system: copied whole, then removed here
+            exchange.require(READ)
+            exchange.require(MODIFY)
         await self._guard.change(exchange, exchange.target, deep=True, member=True)
         await self._guard.change(exchange, destination, deep=True, member=there is None)
         if there is not None and (is_directory(there) or is_directory(source)):
             await self._changing.remove(exchange, destination, recursive=True)
-        await self._rename(exchange, destination, replace=there is not None)
-        await self._guard.gone(exchange.target)
+        if not across:
+            await self._rename(exchange, destination, replace=there is not None)
+            await self._guard.gone(exchange.target)
+            return Connection(exchange.request).reply(*_done(there))
+        with exchange.lasting(exchange.target, destination):
+            failed = await self._copied(exchange, destination, source, replace=there is not None)
+            if failed:  # what did not arrive stays where it was, and so does all the rest
+                return answers.partial(failed)
+            await self._changing.remove(exchange, exchange.target, recursive=is_directory(source))
         return Connection(exchange.request).reply(*_done(there))
 
     async def _rename(self, exchange: Exchange, destination: Target, *, replace: bool) -> None:
@@ -109,45 +108,21 @@ class Moving:
         if there is not None and (is_directory(there) or is_directory(source)):
             await self._changing.remove(exchange, destination, recursive=True)
             await self._guard.gone(destination)
-        await self._parents(exchange, destination)
-        if not is_directory(source):
-            await self._copier.file(exchange, exchange.target, destination, replace=there is not None)
-            return Connection(exchange.request).reply(*_done(there))
-        failed = await self._tree(exchange, destination, deep=depth == "infinity")
-        if failed:
-            body = multistatus.failures(failed)
-            return web.Response(status=207, body=body, headers={"Content-Type": multistatus.CONTENT_TYPE})
-        return Connection(exchange.request).reply(*_done(there))
+        with exchange.lasting(exchange.target, destination):
+            failed = await self._copied(
+                exchange, destination, source, replace=there is not None, deep=depth == "infinity"
+            )
+        return answers.partial(failed) if failed else Connection(exchange.request).reply(*_done(there))
 
-    async def _tree(
-        self, exchange: Exchange, destination: Target, *, deep: bool
-    ) -> list[tuple[str, int, str]]:
-        """A collection and, when ``deep``, all in it; what fails is told and the rest goes on (§9.8.3)."""
-        failed: list[tuple[str, int, str]] = []
-        waiting = [(exchange.target, destination, 0)]
-        while waiting:
-            source, target, depth = waiting.pop()
-            try:
-                await self._files.mkdir(exchange.grant, target.place)
-                await self._copier.properties(exchange, source, target)
-                if depth > MAX_DEPTH:
-                    raise Conflict("nested too deeply")
-                members = await self._files.list(exchange.grant, source.place) if deep else ()
-            except EdgeError as error:
-                if depth == 0:
-                    raise
-                failed.append((target.href, status(error), error.message))
-                continue
-            for member in members:
-                inner, outer = source.child(member.name), target.child(member.name)
-                if is_directory(member):
-                    waiting.append((inner, outer, depth + 1))
-                    continue
-                try:
-                    await self._copier.file(exchange, inner, outer, replace=False)
-                except EdgeError as error:
-                    failed.append((outer.href, status(error), error.message))
-        return failed
+    async def _copied(
+        self, exchange: Exchange, destination: Target, source: Entry, *, replace: bool, deep: bool = True
+    ) -> list[Refused]:
+        """A file, whole or by an error not at all; or a collection, and what of it could not be copied."""
+        await self._parents(exchange, destination)
+        if is_directory(source):
+            return await self._copier.tree(exchange, destination, deep=deep)
+        await self._copier.file(exchange, exchange.target, destination, replace=replace)
+        return []
 
     async def _source(self, exchange: Exchange, destination: Target) -> Entry:
         if destination.key == exchange.target.key:
@@ -178,105 +153,6 @@ class Moving:
             await self._files.mkdir(exchange.grant, parent.place, parents=True)
         elif await exchange.look(parent) is None:
             raise Conflict("the parent collection does not exist")
-
-
-class Copier:
-    """One file to another within the endpoint; the bytes stay in the kernel where it can."""
-
-    def __init__(
-        self,
-        config: Storage,
-        files: Files,
-        disk_of: Callable[[Target], Disk],
-        checksums: Checksums,
-        transfers: Transfers,
-    ) -> None:
-        self._config = config
-        self._files = files
-        self._disk_of = disk_of
-        self._checksums = checksums
-        self._transfers = transfers
-
-    async def file(self, exchange: Exchange, source: Target, target: Target, *, replace: bool) -> None:
-        """Whole or not at all, with digests and dead properties. Raises EdgeError."""
-        opened = await self._files.open(exchange.grant, source.place)
-        try:
-            temporary = await self._files.temporary(exchange.grant, target.place)
-            try:
-                await self._bytes(exchange, source, opened.fd, temporary.fd)
-                if not unchanged(opened.fd, opened.entry.size, opened.entry.mtime_ns):
-                    raise Conflict("the source changed while it was copied")  # noqa: TRY301
-                kept = await self._attributes(exchange, source, opened.entry, temporary.fd)
-                await self._files.commit(
-                    await exchange.renewed(),
-                    temporary.place,
-                    target.place,
-                    replace=replace,
-                    durable=self._config.durable,
-                    attributes=kept,
-                    mtime_ns=opened.entry.mtime_ns,
-                )
-            except BaseException:
-                await quietly(self._files.discard(exchange.grant, temporary.place))
-                raise
-            finally:
-                os.close(temporary.fd)
-        finally:
-            os.close(opened.fd)
-
-    async def _bytes(self, exchange: Exchange, source: Target, reading: int, writing: int) -> None:
-        disk, verdict = self._disk_of(source), exchange.verdict
-        stop = False
-
-        def abort() -> None:
-            nonlocal stop
-            stop = True
-
-        with self._transfers.running("copy", verdict.principal, verdict.account, abort) as transfer:
-            try:
-                while count := await disk.run(_copy_piece, reading, writing):
-                    transfer.moved += count
-                    if stop:
-                        raise Denied("cut by the site")
-            except OSError as error:
-                raise of_os(error) from error
-
-    async def _attributes(
-        self, exchange: Exchange, source: Target, entry: Entry, fd: int
-    ) -> dict[str, bytes]:
-        """Digests that are true of the source are true of the copy; they name its own inode and time."""
-        known = await self._checksums.stored(exchange.grant, source, entry)
-        kept = {}
-        if known:
-            facts = os.fstat(fd)
-            kept = records.to_keep(known, facts.st_size, facts.st_ino, entry.mtime_ns, time.time_ns())
-        dead = await self._dead(exchange, source)
-        return {**kept, **dead}
-
-    async def properties(self, exchange: Exchange, source: Target, target: Target) -> None:
-        """Dead properties of a collection go with it (§9.8.2)."""
-        dead = await self._dead(exchange, source)
-        if dead:
-            await self._files.set_attributes(exchange.grant, target.place, dead)
-
-    async def _dead(self, exchange: Exchange, source: Target) -> dict[str, bytes]:
-        try:
-            attributes = await self._files.attributes(exchange.grant, source.place)
-        except EdgeError:
-            return {}
-        return {DEAD: attributes[DEAD]} if DEAD in attributes else {}
-
-
-def _copy_piece(reading: int, writing: int) -> int:
-    """Some bytes from one file's position to the other's end; 0 at the end. For a thread."""
-    try:
-        return os.copy_file_range(reading, writing, PIECE)
-    except OSError:  # across file systems, or not supported here
-        data = os.read(reading, 1 << 20)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(writing, view) :]
-        return len(data)
 
 
 def _done(there: Entry | None) -> tuple[int, list[tuple[str, str]]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
+from typing import NamedTuple
 from xml.sax.saxutils import escape as xml_escape
 from xml.sax.saxutils import quoteattr
 
@@ -154,8 +155,16 @@ def patched(href: str, names: Sequence[Name], statuses: Sequence[int]) -> bytes:
     return HEAD + _wrap(href, inner).encode() + TAIL
 
 
-def failures(refused: Iterable[tuple[str, int, str]]) -> bytes:
-    """The answer of a DELETE, COPY or MOVE that succeeded only in part: ``(href, status, why)`` each."""
+class Refused(NamedTuple):
+    """A member that a DELETE, COPY or MOVE could not include. ``href`` is escaped for URLs."""
+
+    href: str
+    status: int
+    why: str
+
+
+def failures(refused: Iterable[Refused]) -> bytes:
+    """The answer of a DELETE, COPY or MOVE that succeeded only in part (RFC 4918 §9.6.1)."""
     lines = "".join(
         f"<D:response><D:href>{xml_escape(href)}</D:href>{status_line(status)}"
         f"<D:responsedescription>{xml_escape(why)}</D:responsedescription></D:response>\n"

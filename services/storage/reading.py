@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -79,7 +78,7 @@ class Reading:
         try:
             return await self._send(exchange, opened)
         finally:
-            os.close(opened.fd)
+            self._disk_of(exchange.target).close(opened.fd)
 
     async def _send(self, exchange: Exchange, opened: OpenFile) -> web.StreamResponse:
         entry = opened.entry

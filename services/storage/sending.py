@@ -16,7 +16,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from edged.accounts.api import Entry
-from services.storage.disk import AHEAD, BLOCK, WINDOW, Disk, Truncated, unchanged
+from services.storage.disk import AHEAD, BLOCK, WINDOW, Disk, Truncated
 from services.storage.properties import http_date
 from services.storage.ranges import Span
 from services.storage.transfers import Transfer
@@ -55,9 +55,9 @@ class Source:
     entry: Entry
     transfer: Transfer | None = None
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Raises Truncated when the file is not what the head promised: nobody gets a mixture as whole."""
-        if not unchanged(self.fd, self.entry.size, self.entry.mtime_ns):
+        if not await self.disk.unchanged(self.fd, self.entry.size, self.entry.mtime_ns):
             raise Truncated("the file changed while it was read")
 
 
@@ -135,7 +135,7 @@ class Connection:
             want = min(BLOCK, span.stop - at)
             data = disk.read_cached(fd, want, at)
             if at + (AHEAD if data is None else want) >= span.stop:
-                source.check()
+                await source.check()
             if data is None or len(data) < want:
                 at = await self._write_ahead(source, Span(at, span.stop))
                 continue
@@ -168,12 +168,12 @@ class Connection:
             while at < stop:
                 window = min(WINDOW, stop - at)
                 if at + window == stop:
-                    source.check()
+                    await source.check()
                 try:
                     if disk.resident(fd, at, window):
                         sent = os.sendfile(sock, fd, at, window)
                     else:
-                        sent = await disk.run(os.sendfile, sock, fd, at, window)
+                        sent = await disk.run((sock, fd), os.sendfile, sock, fd, at, window)
                 except BlockingIOError:
                     await writable(sock)
                     continue
@@ -183,7 +183,7 @@ class Connection:
                 if transfer is not None:
                     transfer.moved += sent
         finally:
-            os.close(sock)
+            disk.close(sock)
 
 
 async def _write_all(sock: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from edged.accounts.api import Files
 from edged.accounts.client import AccountClient
+from edged.accounts.lanes import HUNG_S
 from edged.config import Config
 from edged.config.storage import Storage
 from edged.http.server import HttpServer
@@ -21,6 +22,7 @@ from edged.services import Context
 from edged.tls import ServerTls, client_context
 from services.storage.changing import Changing
 from services.storage.checksums import Checksums
+from services.storage.copier import Copier
 from services.storage.disk import Disk
 from services.storage.endpoint import Endpoint
 from services.storage.finding import Finding
@@ -28,12 +30,13 @@ from services.storage.guard import Guard
 from services.storage.index import Index
 from services.storage.lockfile import Locks
 from services.storage.locking import Locking
-from services.storage.moving import Copier, Moving
+from services.storage.moving import Moving
 from services.storage.namespace import Namespace, OwnNames, Target
 from services.storage.reading import Reading
 from services.storage.space import Spaces
 from services.storage.thirdparty.copies import Copies, InProcess
 from services.storage.thirdparty.dial import Dialer
+from services.storage.thirdparty.turns import Turns
 from services.storage.transfers import Transfers
 from services.storage.upkeep import Upkeep
 from services.storage.wellknown import WellKnown
@@ -48,7 +51,7 @@ def build(config: Config, context: Context) -> list[Service]:
         return []
     identity = IdentityClient(config, NAME)
     accounts = AccountClient.of(config)
-    return [identity, accounts, StorageFront(config, config.storage, identity, accounts.files, context)]
+    return [identity, accounts, StorageFront(config, config.storage, identity, accounts, context)]
 
 
 class StorageFront:
@@ -57,8 +60,10 @@ class StorageFront:
     name: str = NAME
 
     def __init__(
-        self, config: Config, storage: Storage, identity: Verdicts, files: Files, context: Context
+        self, config: Config, storage: Storage, identity: Verdicts, accounts: AccountClient, context: Context
     ) -> None:
+        files = accounts.files
+        self._accounts = accounts
         self._config = config
         self._disks = {export.label: Disk(export.label, storage.threads) for export in storage.exports}
         self._own_names = own_names(config, storage)
@@ -67,6 +72,11 @@ class StorageFront:
         lock_file = config.runtime.run / "storage" / "locks"
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         self._locks = Locks(lock_file, limit=storage.locks, longest_s=storage.lock_s)
+        self._turns = Turns(
+            lock_file.parent / "copies",
+            per_vo=storage.third_party.per_vo,
+            waiting=storage.third_party.waiting,
+        )
         self._spaces = Spaces(files, storage.space_s)
         self._well_known = WellKnown(storage, config.site.name, identity, self._spaces)
         self._upkeep = Upkeep(storage.exports, identity, files, self._spaces, self._disk_of)
@@ -100,10 +110,10 @@ class StorageFront:
             self.transfers,
             guard,
             own_names=self._own_names,
-            processes=storage.workers,
+            turns=self._turns,
         )
         moving = Moving(files, (namespace, self._own_names), guard, changing, copier, copies=copies)
-        locking = Locking(files, guard, storage.xml_body)
+        locking = Locking(files, guard, self._disk_of, storage.xml_body)
         verbs = {
             "GET": reading.get,
             "HEAD": reading.head,
@@ -121,6 +131,16 @@ class StorageFront:
 
     def _disk_of(self, target: Target) -> Disk:
         return self._disks[target.export.label]
+
+    def not_ready(self) -> str | None:
+        """Which exports' file systems do not answer; the others go on."""
+        silent = self._accounts.silent()
+        hung = []
+        for label, disk in self._disks.items():
+            seconds = max(silent.get(label, 0.0), disk.silent_s)
+            if seconds > HUNG_S:
+                hung.append(f"{label} for {seconds:.0f} s")
+        return f"file systems of exports do not answer: {', '.join(hung)}" if hung else None
 
     @property
     def addresses(self) -> list[str]:
@@ -150,8 +170,9 @@ class StorageFront:
 
     def _close(self) -> None:
         self._locks.close()
+        self._turns.close()
         for disk in self._disks.values():
-            disk.close()
+            disk.shutdown()
 
 
 def partner_tls(config: Config) -> ssl.SSLContext:

@@ -106,13 +106,13 @@ class Upkeep:
         done = False
         try:
             async for text, count in self._lines(export):
-                await disk.run(_append, temporary.fd, text)
+                await disk.run((temporary.fd,), _append, temporary.fd, text)
                 lines += count
             grant, _ = await self._grant(export)
             await self._files.commit(grant, temporary.place, target.place, replace=True, durable=True)
             done = True
         finally:
-            os.close(temporary.fd)
+            disk.close(temporary.fd)
             if not done:
                 await asyncio.shield(self._discard(grant, temporary.place))
         log.info("dump written", extra={"export": export.label, "files": lines})

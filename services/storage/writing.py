@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Sequence
 
 from aiohttp import ClientPayloadError, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from edged.accounts.api import Entry, Files, Temporary
+from edged.accounts.api import Entry, Files
 from edged.accounts.faults import of_os
 from edged.config.storage import Storage
 from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFailed, TooLarge
-from services.storage import digests, records
+from services.storage import digests
 from services.storage.access import CREATE, MODIFY
 from services.storage.conditions import etag
 from services.storage.disk import Disk
-from services.storage.exchange import Exchange, quietly
+from services.storage.exchange import Exchange
 from services.storage.faults import MethodRefused
 from services.storage.guard import Guard
 from services.storage.namespace import Target
+from services.storage.newfile import NewFile, new_file
 from services.storage.properties import is_directory
 from services.storage.sending import Connection
 from services.storage.transfers import Transfer, Transfers
@@ -55,7 +55,7 @@ class Intake:
 
     async def finish(self) -> dict[str, bytes]:
         """All bytes are in: write the rest, and tell the digests."""
-        if self.size <= SMALL and self._writing is None:
+        if self.size <= SMALL and self._writing is None and await self._disk.is_local(self._fd):
             self._put(self._take())
         else:
             await self._flush()
@@ -72,7 +72,7 @@ class Intake:
         await self.settle()
         if self._held:
             chunks = self._take()
-            self._writing = asyncio.ensure_future(self._disk.run(self._put, chunks))
+            self._writing = asyncio.ensure_future(self._disk.run((self._fd,), self._put, chunks))
 
     def _take(self) -> list[bytes]:
         chunks, self._held, self._held_bytes = self._held, [], 0
@@ -125,21 +125,16 @@ class Writing:
         replace = before is not None or (
             exchange.allows(MODIFY) and exchange.headers.get("If-None-Match", "").strip() != "*"
         )
+        disk, target = self._disk_of(exchange.target), exchange.target
+        parents = target.export.create_parents
         try:
-            temporary = await self._files.temporary(
-                exchange.grant, exchange.target.place, parents=exchange.target.export.create_parents
-            )
+            async with new_file(
+                exchange, self._files, disk, target, durable=self._config.durable, parents=parents
+            ) as new:
+                size, found = await self._receive(exchange, new, announced)
+                entry = await self._commit(exchange, new, size, found, replace=replace)
         except NotFound as error:
             raise Conflict("the parent collection does not exist") from error
-        committed = False
-        try:
-            found = await self._receive(exchange, temporary, announced)
-            entry = await self._commit(exchange, temporary, found, replace=replace)
-            committed = True
-        finally:
-            os.close(temporary.fd)
-            if not committed:
-                await asyncio.shield(quietly(self._files.discard(exchange.grant, temporary.place)))
         shown = digests.answer_headers(digests.ADLER32, None, found)
         return Connection(exchange.request).reply(
             201 if before is None else 200, [("Content-Length", "0"), ("ETag", etag(entry)), *shown.items()]
@@ -162,14 +157,14 @@ class Writing:
         return before
 
     async def _receive(
-        self, exchange: Exchange, temporary: Temporary, announced: digests.Digests
-    ) -> dict[str, bytes]:
-        """The body, onto the disk. Raises BadRequest when it is not what was announced."""
+        self, exchange: Exchange, new: NewFile, announced: digests.Digests
+    ) -> tuple[int, dict[str, bytes]]:
+        """The body, onto the disk: its size and digests. Raises BadRequest when it is not what was announced."""
         connection = Connection(exchange.request)
         if exchange.headers.get("Expect", "").lower() == "100-continue":
             connection.continue_()
         algorithms = (digests.ADLER32, *self._config.digests, *announced)
-        intake = Intake(temporary.fd, self._disk_of(exchange.target), algorithms, self._block())
+        intake = Intake(new.fd, self._disk_of(exchange.target), algorithms, self._block())
         verdict = exchange.verdict
         with self._transfers.running(
             "write", verdict.principal, verdict.account, connection.abort
@@ -184,7 +179,7 @@ class Writing:
         for algorithm, value in announced.items():
             if found[algorithm] != value:
                 raise BadRequest(f"the body's {algorithm} is not the one announced: nothing was stored")
-        return found
+        return intake.size, found
 
     async def _take_body(self, request: web.BaseRequest, intake: Intake, transfer: Transfer) -> None:
         content, limit = request.content, self._config.upload
@@ -205,23 +200,12 @@ class Writing:
         return min(max(share, SMALLEST_BLOCK), LARGEST_BLOCK)
 
     async def _commit(
-        self, exchange: Exchange, temporary: Temporary, found: digests.Digests, *, replace: bool
+        self, exchange: Exchange, new: NewFile, size: int, found: digests.Digests, *, replace: bool
     ) -> Entry:
         if "If-Match" in exchange.headers or "If-Unmodified-Since" in exchange.headers:
             exchange.check_conditions(await exchange.look())  # a long upload: somebody may have been faster
-        facts = os.fstat(temporary.fd)
-        mtime_ns = _given_mtime(exchange) or time.time_ns()
-        kept = records.to_keep(found, facts.st_size, facts.st_ino, mtime_ns, mtime_ns)
         try:
-            return await self._files.commit(
-                await exchange.renewed(),
-                temporary.place,
-                exchange.target.place,
-                replace=replace,
-                durable=self._config.durable,
-                attributes=kept,
-                mtime_ns=mtime_ns,
-            )
+            return await new.commit(found, size, replace=replace, mtime_ns=_given_mtime(exchange))
         except Conflict as error:
             if replace:
                 raise

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from aiohttp import web
 
 from edged import metrics
 from edged.accounts.api import Files
 from edged.config.storage import Storage, ThirdParty
-from edged.errors import BadRequest, Busy, Denied, EdgeError, NotFound, PreconditionFailed
+from edged.errors import BadRequest, Denied, EdgeError, NotFound, PreconditionFailed
 from edged.identity.words import Principal
 from edged.logs import get_logger
 from services.storage.access import CREATE, MODIFY, READ
@@ -28,12 +26,12 @@ from services.storage.thirdparty.order import Copying, Direction, Executor, Orde
 from services.storage.thirdparty.pull import Pull
 from services.storage.thirdparty.push import Push
 from services.storage.thirdparty.remote import parse, transfer_headers
+from services.storage.thirdparty.turns import Turns
 from services.storage.transfers import Transfers
 
 log = get_logger("edged.storage.copies")
 
 ENDED = metrics.counter("storage_copies", "Third-party copies ended.", ("direction", "vo", "outcome"))
-WAITING = metrics.gauge("storage_copies_waiting", "Third-party copies waiting for their VO's turn.", ("vo",))
 VERIFY = {"false": Verify.NEVER, "true": Verify.ALWAYS}
 
 
@@ -71,7 +69,7 @@ class Copies:
         guard: Guard,
         *,
         own_names: OwnNames,
-        processes: int = 1,
+        turns: Turns,
     ) -> None:
         self._config = config
         self._dialer = dialer
@@ -79,10 +77,7 @@ class Copies:
         self._transfers = transfers
         self._guard = guard
         self._own_names = own_names
-        per_process = max(1, config.per_vo // processes)
-        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(per_process))
-        self._waiting = 0
-        self._most_waiting = max(1, config.waiting // processes)
+        self._turns = turns
 
     def concerns(self, exchange: Exchange) -> bool:
         """Whether this COPY is between two servers."""
@@ -188,7 +183,7 @@ class Copies:
                 kind, verdict.principal, verdict.account, own.cancel, watch=False
             )
             with counted as progress.transfer:
-                async with self._turn(verdict.vo, progress):
+                async with self._turns.turn(verdict.vo):
                     await self._executor.run(order, exchange, progress)
             outcome = "done"
         except EdgeError as error:
@@ -201,27 +196,6 @@ class Copies:
             ENDED.labels(order.direction, verdict.vo, outcome).inc()
             seconds = time.monotonic() - started
             _log_end(order, verdict.principal, progress, outcome=outcome, reason=reason, seconds=seconds)
-
-    @asynccontextmanager
-    async def _turn(self, vo: str, progress: Progress) -> AsyncIterator[None]:
-        turn = self._turns[vo]
-        if turn.locked():
-            if self._waiting >= self._most_waiting:
-                raise Busy("503 too many copies are waiting here, try later")
-            self._waiting += 1
-            progress.queued = True
-            with WAITING.labels(vo).track_inprogress():
-                try:
-                    await turn.acquire()
-                finally:
-                    self._waiting -= 1
-                    progress.queued = False
-        else:
-            await turn.acquire()
-        try:
-            yield
-        finally:
-            turn.release()
 
 
 def _log_end(

@@ -51,7 +51,6 @@ class Progress:
     """Bytes so far, and the connections that carry them. Written by the executor, read for markers."""
 
     moved: int = 0
-    queued: bool = False
     connections: set[str] = field(default_factory=set)
     transfer: Transfer | None = None
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from edged.accounts.api import Files, Temporary
+from edged.accounts.api import Files
 from edged.accounts.faults import of_os
 from edged.config.storage import Storage
 from edged.errors import Conflict, Denied, EdgeError, NotFound, Upstream, UpstreamTimeout
 from edged.logs import get_logger
-from services.storage import digests, records
+from services.storage import digests
 from services.storage.disk import Disk
-from services.storage.exchange import Exchange, quietly
+from services.storage.exchange import Exchange
 from services.storage.namespace import Target
+from services.storage.newfile import new_file
 from services.storage.ranges import Span
 from services.storage.thirdparty.dial import Dialer
 from services.storage.thirdparty.order import Order, Progress, Verify
@@ -65,21 +65,17 @@ class Pull:
     async def run(self) -> None:
         """Do it. On any failure nothing is left here."""
         source = await self._look()
-        temporary = await self._files.temporary(
-            self._exchange.grant,
-            self._exchange.target.place,
-            parents=self._exchange.target.export.create_parents,
-        )
-        committed = False
-        try:
-            found = await self._bytes(source, temporary)
+        target = self._exchange.target
+        parents = target.export.create_parents
+        async with new_file(
+            self._exchange, self._files, self._disk, target, durable=self._config.durable, parents=parents
+        ) as new:
+            size, found = await self._bytes(source, new.fd)
             self._verify(source, found)
-            await self._commit(temporary, found)
-            committed = True
-        finally:
-            os.close(temporary.fd)
-            if not committed:
-                await asyncio.shield(quietly(self._files.discard(self._exchange.grant, temporary.place)))
+            try:
+                await new.commit(found, size, replace=self._order.replace)
+            except Conflict as error:
+                raise Conflict("File exists") from error
 
     async def _look(self) -> Source:
         """HEAD with Want-Digest. Refusals other than 'not there' are left to GET, which tells the truth."""
@@ -98,12 +94,13 @@ class Pull:
                 return Source()
             return source_of(answer)
 
-    async def _bytes(self, source: Source, temporary: Temporary) -> dict[str, bytes]:
+    async def _bytes(self, source: Source, fd: int) -> tuple[int, dict[str, bytes]]:
+        """Into the file: how many, and their digests."""
         parts = self._parts(source)
         try:
             if parts is not None:
-                return await self._several(source, temporary.fd, parts)
-            return await self._single(source, temporary.fd)
+                return parts[-1].stop, await self._several(source, fd, parts)
+            return await self._single(source, fd)
         except OSError as error:
             raise of_os(error) from error
 
@@ -118,13 +115,13 @@ class Pull:
         step = -(-size // streams)
         return [Span(start, min(start + step, size)) for start in range(0, size, step)]
 
-    async def _single(self, source: Source, fd: int) -> dict[str, bytes]:
+    async def _single(self, source: Source, fd: int) -> tuple[int, dict[str, bytes]]:
         """The whole file over one connection at a time; a break goes on by range, or from the start."""
         intake = self._intake(fd)
         for attempt in range(self._dialer.config.attempts):
             try:
                 await self._receive(source, intake, Span(0, source.size or 0))
-                return await intake.finish()
+                return intake.size, await intake.finish()
             except (Upstream, Broken) as error:
                 await _settled(intake)
                 if attempt + 1 >= self._dialer.config.attempts or not _worth_retrying(error):
@@ -136,7 +133,7 @@ class Pull:
                 raise
             if not (source.ranges and source.etag and source.size) and intake.size:
                 self._progress.add(-intake.size)
-                os.ftruncate(fd, 0)
+                await self._disk.run((fd,), os.ftruncate, fd, 0)
                 intake = self._intake(fd)
         raise Upstream("the copy did not succeed")
 
@@ -230,23 +227,6 @@ class Pull:
                 )
         if not compared and self._order.verify is Verify.ALWAYS:
             raise Upstream("checksum verification required, but the source tells no checksum")
-
-    async def _commit(self, temporary: Temporary, found: digests.Digests) -> None:
-        facts = os.fstat(temporary.fd)
-        mtime_ns = time.time_ns()
-        kept = records.to_keep(found, facts.st_size, facts.st_ino, mtime_ns, mtime_ns)
-        try:
-            await self._files.commit(
-                await self._exchange.renewed(),
-                temporary.place,
-                self._exchange.target.place,
-                replace=self._order.replace,
-                durable=self._config.durable,
-                attributes=kept,
-                mtime_ns=mtime_ns,
-            )
-        except Conflict as error:
-            raise Conflict("File exists") from error
 
 
 def source_of(answer: Answer) -> Source:

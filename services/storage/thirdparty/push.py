@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from edged.accounts.api import Files, OpenFile
@@ -10,7 +9,7 @@ from edged.config.storage import Storage
 from edged.errors import Conflict, EdgeError, Upstream
 from services.storage import digests
 from services.storage.checksums import Checksums
-from services.storage.disk import BLOCK, Disk, Truncated, unchanged
+from services.storage.disk import BLOCK, Disk, Truncated
 from services.storage.exchange import Exchange
 from services.storage.namespace import Target
 from services.storage.thirdparty.dial import REDIRECTS, Dialer, request_headers
@@ -46,12 +45,13 @@ class Push:
         try:
             if not self._order.replace:
                 await self._refuse_existing()
-            answer = await self._send(opened)
-            if answer.status not in (200, 201, 202, 204):
-                raise rejected("PUT", answer)
-            await self._verify(opened)
+            with self._exchange.lasting(self._exchange.target):
+                answer = await self._send(opened)
+                if answer.status not in (200, 201, 202, 204):
+                    raise rejected("PUT", answer)
+                await self._verify(opened)
         finally:
-            os.close(opened.fd)
+            self._disk.close(opened.fd)
 
     async def _refuse_existing(self) -> None:
         """Overwrite: F; asked first, because not every server knows If-None-Match."""
@@ -94,7 +94,7 @@ class Push:
         self._progress.add(-self._progress.moved)
         self._sum = digests.running(digests.ADLER32)
         while at < size:
-            if at + BLOCK >= size and not unchanged(opened.fd, size, opened.entry.mtime_ns):
+            if at + BLOCK >= size and not await self._unchanged(opened):
                 raise Truncated("the file changed while it was read")
             data = await self._disk.read(opened.fd, min(BLOCK, size - at), at)
             if not data:
@@ -104,6 +104,9 @@ class Push:
             if not await conversation.write(data):
                 return
             self._progress.add(len(data))
+
+    async def _unchanged(self, opened: OpenFile) -> bool:
+        return await self._disk.unchanged(opened.fd, opened.entry.size, opened.entry.mtime_ns)
 
     async def _verify(self, opened: OpenFile) -> None:
         if self._order.verify is Verify.NEVER:

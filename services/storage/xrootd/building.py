@@ -1,4 +1,4 @@
-"""Compiling the gate against the server that is installed here."""
+"""Compiling edged's libraries against the server that is installed here."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sysconfig
 from pathlib import Path
 
 from edged.errors import Unavailable
+from services.storage.xrootd import forwarding
 
-SOURCE = Path(__file__).with_name("edged_gate.cc")
+HERE = Path(__file__).parent
 HEADERS = (Path("/usr/include/xrootd"), Path(sysconfig.get_path("include")).parent / "xrootd")
 COMPILE_S = 180.0
 
@@ -30,24 +31,29 @@ def headers() -> Path:
     raise Unavailable("no headers of the server: install libxrootd-server-dev (RPM: xrootd-server-devel)")
 
 
-def argv(target: Path) -> list[str]:
+def argv(source: Path, target: Path) -> list[str]:
     """The compiler's command. Raises Unavailable."""
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wl,-z,relro,-z,now"]
-    return [compiler(), *flags, f"-I{headers()}", "-o", str(target), str(SOURCE)]
+    return [compiler(), *flags, f"-I{headers()}", "-o", str(target), str(source)]
 
 
-def build(target: Path) -> None:
-    """Make the gate at ``target``, replacing what is there. Raises Unavailable."""
+def build(gate: Path) -> None:
+    """Make the gate, and the proxy's library beside it, replacing what is there. Raises Unavailable."""
+    _build(HERE / "edged_gate.cc", gate)
+    _build(HERE / "edged_way.cc", forwarding.library(gate))
+
+
+def _build(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.new")
-    command = argv(partial)
+    command = argv(source, partial)
     try:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
         if done.returncode != 0:
-            raise Unavailable("the gate does not compile", detail=done.stderr[-2000:])
+            raise Unavailable(f"{source.name} does not compile", detail=done.stderr[-2000:])
         partial.chmod(0o755)
         partial.replace(target)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable("the gate cannot be built", detail=str(error)) from error
+        raise Unavailable(f"{target.name} cannot be built", detail=str(error)) from error
     finally:
         partial.unlink(missing_ok=True)

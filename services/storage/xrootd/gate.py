@@ -9,7 +9,7 @@ import asyncio
 import os
 import pwd
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -21,11 +21,14 @@ from edged.identity.packets import Packets
 from edged.identity.words import Principal
 from edged.logs import audit, get_logger
 from services.storage.xrootd import judging, users
-from services.storage.xrootd.plan import Instance, Plan
+from services.storage.xrootd.passage import Passage
+from services.storage.xrootd.plan import Instance, Plan, Role
 from services.storage.xrootd.probekey import ProbeKey
 
 log = get_logger("services.storage.xrootd.gate")
 
+ASKING = ("ask", "watch")  # what a server may open a connection for
+WORDS = {Role.PROXY: ("way",)}
 BEAT_S = 0.5
 SEEN = 4096
 CUT_S = 90000.0  # nobody keeps a session of an expired token longer in our books
@@ -46,12 +49,16 @@ class Server:
 class Gate:
     """Judges for all servers of the plan."""
 
-    def __init__(self, plan: Plan, identity: Verdicts, probe_key: ProbeKey) -> None:
+    def __init__(
+        self, plan: Plan, identity: Verdicts, probe_key: ProbeKey, passage: Passage | None = None
+    ) -> None:
         self._plan = plan
+        self._passage = passage  # for the forwarding proxy
         self._identity = identity
         self._probe_key = probe_key
         self._servers = {one.name: Server(one) for one in plan.instances}
         self._asking: dict[Packets, Server] = {}
+        self._wayfaring: set[Packets] = set()
         self._under_way: set[asyncio.Task[None]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         identity.on_ban(self._ban)
@@ -69,11 +76,13 @@ class Gate:
                 beating.cancel()
                 for task in tuple(self._under_way):
                     task.cancel()
+                await self._replace_passage(None)
                 self._plan.gate.unlink(missing_ok=True)
 
-    def adopt(self, plan: Plan) -> None:
+    async def adopt(self, plan: Plan, passage: Passage | None = None) -> None:
         """A new configuration: servers that changed will connect again, all forget what they know."""
         self._plan = plan
+        await self._replace_passage(passage)
         for name in set(self._servers) - {one.name for one in plan.instances}:
             del self._servers[name]
         for one in plan.instances:
@@ -85,24 +94,35 @@ class Gate:
         server = self._servers.get(name)
         return server is not None and bool(server.watching)
 
+    async def _replace_passage(self, passage: Passage | None) -> None:
+        before, self._passage = self._passage, passage
+        if before is not None:
+            await before.aclose()
+
     # --- packets
 
     def _received(self, peer: Packets, packet: memoryview) -> None:
         server = self._asking.get(peer)
         if server is not None:
-            self._judge(peer, server, bytes(packet))
+            self._start(self._answer(peer, server, bytes(packet)))
+            return
+        if peer in self._wayfaring:
+            self._start(self._show_way(peer, bytes(packet)))
             return
         word, _, name = bytes(packet[:256]).decode("ascii", "replace").partition(" ")
         if word == "users" and peer.uid in (0, os.getuid()):
             _send(peer, users.encode({name: list(one.seen) for name, one in self._servers.items()}))
             return
         server = self._servers.get(name)
-        if server is None or word not in ("ask", "watch") or not may_speak_for(peer.uid, server.instance):
+        words = WORDS.get(server.instance.role, ASKING) if server is not None else ()
+        if server is None or word not in words or not may_speak_for(peer.uid, server.instance):
             log.warning("gate refused", extra={"uid": peer.uid, "said": f"{word} {name}"[:100]})
             peer.close()
             return
         if word == "ask":
             self._asking[peer] = server
+        elif word == "way":
+            self._wayfaring.add(peer)
         else:
             server.watching.add(peer)
             if self._identity.not_ready() is None:
@@ -110,14 +130,22 @@ class Gate:
 
     def _closed(self, peer: Packets) -> None:
         self._asking.pop(peer, None)
+        self._wayfaring.discard(peer)
         for server in self._servers.values():
             server.watching.discard(peer)
 
-    def _judge(self, peer: Packets, server: Server, token: bytes) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         assert self._tasks is not None
-        task = self._tasks.create_task(self._answer(peer, server, token))
+        task = self._tasks.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+
+    async def _show_way(self, peer: Packets, question: bytes) -> None:
+        passage = self._passage
+        said = judging.no("no proxy here")
+        if passage is not None:
+            said = await passage.answer(question.decode("utf-8", "replace"))
+        _send(peer, said)
 
     async def _answer(self, peer: Packets, server: Server, token: bytes) -> None:
         _send(peer, await self._verdict(server, token.decode("ascii", "replace")))

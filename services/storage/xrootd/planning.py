@@ -6,7 +6,7 @@ import socket
 
 from edged.config import Config
 from edged.errors import ConfigError, Unavailable
-from services.storage.xrootd import installation
+from services.storage.xrootd import forwarding, installation
 from services.storage.xrootd.installation import Installation
 from services.storage.xrootd.plan import Plan, plan
 from services.storage.xrootd.servers import own_name
@@ -20,10 +20,13 @@ def make(config: Config) -> tuple[Plan, Installation]:
     if config.storage is None or config.storage.xrootd is None:
         raise ConfigError(["storage.xrootd: no such section"])
     installed = installation.look(config.storage.xrootd)
-    if not installed.gate.exists():
+    wanted = [installed.gate]
+    if config.storage.xrootd.proxy is not None:
+        wanted.append(forwarding.library(installed.gate))
+    if missing := [str(file) for file in wanted if not file.exists()]:
         raise Unavailable(
             f"the exports stay closed without edged's gate, since this server's own rules are weaker: run `{BUILD}`",
-            detail=str(installed.gate),
+            detail=" ".join(missing),
         )
     found = of(config, multiuser=installed.multiuser is not None)
     return found, installed

@@ -31,7 +31,7 @@ def files(
 ) -> Mapping[str, str]:
     """Name → content of all that ``instance`` reads. ``report``: where its summary stream goes, host:port."""
     if instance.role is Role.PROXY:
-        return {CONFIG: _text(forwarding.lines(config, plan, instance, report))}
+        return {CONFIG: _text(forwarding.lines(config, plan, instance, installed.gate, report))}
     return {
         CONFIG: _text(_server(plan, instance, installed, report)),
         SCITOKENS: _text(_scitokens(plan, instance)),

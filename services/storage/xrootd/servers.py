@@ -16,7 +16,7 @@ from edged.accounts import local
 from edged.accounts.privileges import Account, become, die_with_parent
 from edged.config import Config
 from edged.errors import ConfigError
-from services.storage.xrootd import render
+from services.storage.xrootd import forwarding, render
 from services.storage.xrootd.installation import Installation
 from services.storage.xrootd.plan import Instance, Plan, Role
 
@@ -34,10 +34,11 @@ class Prepared:
         self.account = account_of(config, instance)
         self._plan = plan
         self._programs = installed.programs
+        self._gate = installed.gate
         report = f"127.0.0.1:{plan.settings.report_port}"
         self._files = render.files(config, plan, instance, installed, report=report)
         self._tls = tls_files(config) if instance.role is not Role.PROXY else None
-        parts = [*self._files.values(), repr(self._secrets()), repr(_stamp(installed.gate)), installed.shown]
+        parts = [*self._files.values(), repr(self._secrets()), repr(self._own()), installed.shown]
         self.stamp = sha256("\0".join(parts).encode()).hexdigest()
 
     def write(self) -> None:
@@ -92,6 +93,7 @@ class Prepared:
             "XDG_CACHE_HOME": str(self._plan.keys),
         }
         if self.instance.role is Role.PROXY:
+            found |= forwarding.environment(self._plan, self.instance, self._gate)
             passed = ("X509_CERT_DIR", "BEARER_TOKEN_FILE", "XRD_CONNECTIONWINDOW", "XRD_CONNECTIONRETRY")
             found |= {name: os.environ[name] for name in passed if name in os.environ}
         return found
@@ -111,6 +113,10 @@ class Prepared:
     def _give(self, path: Path) -> None:
         if os.geteuid() == 0:
             os.chown(path, self.account.uid, self.account.gid)
+
+    def _own(self) -> tuple[tuple[int, int], ...]:
+        """edged's libraries in it: a rebuilt one is loaded at once."""
+        return tuple(_stamp(file) for file in (self._gate, forwarding.library(self._gate)))
 
     def _secrets(self) -> tuple[tuple[int, int], ...]:
         return tuple(_stamp(file) for file in self._tls or ())

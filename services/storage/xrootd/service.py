@@ -23,6 +23,7 @@ from edged.services import Context
 from services.storage.xrootd import keystore, planning
 from services.storage.xrootd.gate import Gate
 from services.storage.xrootd.keystore import KeptKeys
+from services.storage.xrootd.passage import Passage
 from services.storage.xrootd.plan import Plan
 from services.storage.xrootd.probekey import ProbeKey
 from services.storage.xrootd.probing import Probing
@@ -54,7 +55,7 @@ class View:
         self._probe_key = ProbeKey.make()
         self._missing: str | None = None
         self._plan = self._look(config)
-        self._gate = Gate(self._plan, identity, self._probe_key)
+        self._gate = Gate(self._plan, identity, self._probe_key, _passage(config))
         self._reports = Reports(self._plan.settings.report_port)
         self._probing = Probing(config, self._plan, self._probe_key, self._gate)
         self._written: dict[str, KeptKeys] = {}
@@ -73,7 +74,7 @@ class View:
         self._plan = self._look(config)
         self._config = config
         self._write_keys()
-        self._gate.adopt(self._plan)
+        await self._gate.adopt(self._plan, _passage(config))
         self._probing.adopt(config, self._plan)
         self._reports.known = frozenset(one.name for one in self._plan.instances)
         (self._plan.directory / planning.RELOAD).touch()
@@ -126,6 +127,12 @@ class View:
             log.error("keys not written", extra={"file": str(target), "reason": str(error)})  # noqa: TRY400
             return
         self._written = keys
+
+
+def _passage(config: Config) -> Passage | None:
+    """Who judges for the forwarding proxy, where there is one."""
+    settings = config.storage.xrootd if config.storage else None
+    return Passage(config) if settings is not None and settings.proxy is not None else None
 
 
 def probe_key_file(plan: Plan) -> Path:

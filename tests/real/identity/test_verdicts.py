@@ -104,6 +104,8 @@ async def test_grants_of_jobs(tmp_path: Path) -> None:
                 await storage.job_grant(await storage.verdict(token), JobId("j1"))
             with pytest.raises(Denied):  # the storage front's grant is worth nothing to the job engine
                 await jobs.job_grant(await storage.verdict(token), JobId("j1"))
+            with pytest.raises(Denied):
+                await jobs.transfer_grant(verdict.grant, ("/cms/f",))
             limited = await jobs.verdict(trusted.token(scope="compute.read"))
             with pytest.raises(Denied, match=r"compute\.create"):
                 await jobs.job_grant(limited, JobId("j1"))

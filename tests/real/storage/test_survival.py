@@ -123,7 +123,7 @@ async def test_dumps_tell_every_file(site: StorageSite, dav: Dav) -> None:
     async with _files(site) as (identity, files):
         upkeep = Upkeep((export,), identity, files, Spaces(files, 30.0), lambda _: disk)
         await upkeep.once(export, 1_000_000_000.0)
-    disk.close()
+    disk.shutdown()
     lines = (site.root / "dumps/dump_20010909").read_text().splitlines()
     assert {f"{dav.root.name}/a/b/one", f"{dav.root.name}/two ü"} <= set(lines)
     assert not any(line.startswith("dumps/") for line in lines)

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edged import errors
-from edged.accounts import faults, messages, packets
+from edged.accounts import faults, messages, packets, statx
 from edged.accounts.batch import require, verb_name
 from edged.accounts.clients import Workplace
 from edged.errors import BadRequest, Busy, Conflict, Denied, EdgeError, NotFound, Unavailable
@@ -47,7 +47,10 @@ def test_a_packet_and_its_descriptor() -> None:
         assert bytes(data) == b"hello"
         assert fd is not None
         assert os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino
-        assert packets.is_regular(fd)
+        facts = statx.known(fd)
+        assert facts is not None
+        assert facts.regular
+        assert facts.inode == os.fstat(fd).st_ino
         os.close(fd)
         one.close()
         assert receiver.receive(two) is None
@@ -76,7 +79,9 @@ def test_only_regular_files_are_taken() -> None:
     read, write = os.pipe()
     null = os.open("/dev/null", os.O_RDONLY)
     for fd in (read, write, null):
-        assert not packets.is_regular(fd)
+        facts = statx.known(fd)
+        assert facts is not None
+        assert not facts.regular
         with pytest.raises(packets.BrokenPeer):
             packets.read_memory(fd)
         os.close(fd)
