@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from edged.config.site import Observe
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 BIN = Path(sys.executable).parent
@@ -89,6 +92,17 @@ def test_the_monitoring_role_comes_and_goes_without_a_service_manager(tmp_path: 
     scrape = yaml.safe_load((tmp_path / "prometheus/scrape.d/edged.yml").read_text())
     jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in scrape["scrape_configs"]}
     assert jobs["edged-jobs"] == ["edge1.example.org:9467"]
+    assert {name.removeprefix("edged-"): targets[0].rpartition(":")[2] for name, targets in jobs.items()} == {
+        service: address.rpartition(":")[2] for service, address in Observe().services.items()
+    }, "every service, where its health listener is by default"
+    inventory = tmp_path / "hosts.json"
+    here = {"edged_config": {"identity": {"listen": ["x"]}, "storage": {"xrootd": {}}, "portal": {}}}
+    inventory.write_text(json.dumps({"all": {"hosts": {"localhost": {}, "edge1.example.org": here}}}))
+    told = _run(str(BIN / "ansible-playbook"), "-i", str(inventory), str(play), home=tmp_path)
+    assert told.returncode == 0, told.stdout + told.stderr
+    scrape = yaml.safe_load((tmp_path / "prometheus/scrape.d/edged.yml").read_text())
+    served = {job["job_name"].removeprefix("edged-") for job in scrape["scrape_configs"]}
+    assert served == {"identity", "issuers", "identity-api", "storage", "portal", "xrootd"}
     gone = _run(*command, "--extra-vars", "edged_monitoring_state=absent", home=tmp_path)
     assert gone.returncode == 0, gone.stdout + gone.stderr
     assert not [file for file in (tmp_path / "prometheus").rglob("*") if file.is_file()]

@@ -1,0 +1,1 @@
+"""What runs on compute nodes beside jobs; for the nodes' own Python."""
