@@ -104,14 +104,23 @@ def sign(grant: Grant, key: Ed25519PrivateKey) -> bytes:
 
 def verify(wire: bytes, key: Ed25519PublicKey, now: float) -> Grant:
     """The grant inside ``wire``. Raises Denied when forged, malformed, not yet valid or expired."""
+    return in_time(opened(wire, key), now)
+
+
+def opened(wire: bytes, key: Ed25519PublicKey) -> Grant:
+    """What the signature proves; it holds for good, so it may be remembered. Raises Denied."""
     if not SIGNATURE_BYTES < len(wire) <= MAX_BYTES:
         raise Denied("not a grant")
     payload = wire[SIGNATURE_BYTES:]
     try:
         key.verify(wire[:SIGNATURE_BYTES], CONTEXT + payload)
-        grant = _decode(payload)
+        return _decode(payload)
     except (InvalidSignature, msgspec.MsgspecError):
         raise Denied("not a grant of this site") from None
+
+
+def in_time(grant: Grant, now: float) -> Grant:
+    """The grant, when this is its time. Raises Denied."""
     if grant.expires_at <= now:
         raise Denied("grant expired")
     if grant.issued_at > now + 60:

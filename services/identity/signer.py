@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,25 +16,22 @@ from edged import metrics
 from edged.config import Config
 from edged.errors import Busy, Denied, EdgeError, Unauthenticated
 from edged.identity import feed, grants, packets, wire
-from edged.identity.grants import Grant, Scope
-from edged.identity.judge import JOBS, STORAGE, Judge, Judged, Proven, refuse_banned
+from edged.identity.judge import JOBS, Judge, Judged, Proven, refuse_banned
 from edged.identity.packets import Packets
 from edged.identity.tokens import UnknownKey
-from edged.identity.words import Action, IssuerUrl, JobClass, JobFacts, JobId, Principal, ServiceName, Verdict
+from edged.identity.words import IssuerUrl, JobFacts, ServiceName, Verdict
 from edged.logs import audit, get_logger
 from services.identity.asserting import assertion
 from services.identity.authority import Authority
 from services.identity.callers import ADMIN, API, Callers
 from services.identity.feeding import FeedServer
+from services.identity.granting import Granting
 from services.identity.keyring import Keyring
-from services.identity.ledger import Ledger, check_job_id
+from services.identity.ledger import Ledger
 
 log = get_logger("services.identity.signer")
 
-STANDING_S = 3600.0
 UNDER_WAY = 4096  # asks that wait for an issuer or the disk
-JOB_ACTIONS = frozenset({a for a in Action if a.value.startswith("job.")})
-STANDING = (Scope(frozenset({Action.JOB_POLL})),)
 
 VERDICTS = metrics.counter("identity_verdicts", "First sights of tokens.", ("issuer", "outcome"))
 
@@ -58,8 +54,7 @@ class Signer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
-        self._key = key
-        self._public = key.public_key()
+        self._granting = Granting(config, key, ledger, clock)
         self._keyring = keyring
         self._ledger = ledger
         self._authority = authority
@@ -92,6 +87,7 @@ class Signer:
             log.warning("a change of [[issuer]] takes effect at the next restart")
         self._config = config
         self._judge = Judge(config)
+        self._granting.reload(config)
         self._authority.reload(config)
 
     def _state(self) -> list[feed.AnyMessage]:
@@ -127,23 +123,36 @@ class Signer:
 
     def _begin(self, peer: Packets, service: ServiceName, ask: wire.Ask) -> None:
         """Answer at once what needs nobody else; the rest in a task."""
-        what = ask.what
         try:
-            if isinstance(what, wire.ForVerdict):
-                _send(peer, ask.number, wire.Judged(self._verdict_now(service, what.token)))
-                return
-            if isinstance(what, wire.ForJobFacts):
-                _send(peer, ask.number, wire.Facts(self._job_facts(what)))
-                return
-        except _NeedsIssuer:
-            pass
+            answer = self._at_once(service, ask.what)
         except EdgeError as error:
-            _send(peer, ask.number, wire.failure(error))
+            answer = wire.failure(error)
+        if answer is not None:
+            _send(peer, ask.number, answer)
             return
         if len(self._under_way) >= UNDER_WAY:
             _send(peer, ask.number, wire.failure(Busy("identity has too much under way")))
             return
         self._start(self._later(peer, service, ask))
+
+    def _at_once(self, service: ServiceName, what: wire.Asked) -> wire.Answered | None:
+        """The answer, or None when an issuer or the disk has to be asked for it."""
+        match what:
+            case wire.ForVerdict(token):
+                try:
+                    return wire.Judged(self._verdict_now(service, token))
+                except _NeedsIssuer:
+                    return None
+            case wire.ForJobFacts():
+                return wire.Facts(self._job_facts(what))
+            case wire.ForJobGrant():
+                return self._granting.job(service, what)
+            case wire.ForTransferGrant():
+                return self._granting.transfer(service, what)
+            case wire.ForStandingGrant():
+                return self._granting.standing(service, what)
+            case _:
+                return None
 
     async def _later(self, peer: Packets, service: ServiceName, ask: wire.Ask) -> None:
         answer: wire.Answered
@@ -160,34 +169,18 @@ class Signer:
                 return wire.Judged(await self._verdict_later(service, token))
             case wire.ForAsserted():
                 return wire.Judged(self._asserted(service, what))
-            case wire.ForJobGrant(grant, job):
-                return self._job_grant(service, grant, job)
-            case wire.ForTransferGrant():
-                return self._transfer_grant(service, what)
-            case wire.ForStandingGrant():
-                return self._standing_grant(service, what)
-            case wire.ForJobToken(grant, job):
-                return wire.Told(await self._job_token(service, grant, job))
+            case wire.ForJobToken():
+                return wire.Told(await self._granting.job_token(service, what))
             case wire.JobReport():
                 return await self._job_report(service, what)
             case wire.AddBan() | wire.LiftBan() | wire.ListBans():
                 return await self._bans(service, what)
             case wire.Explain(token):
                 return await self._explain(peer, token)
-            case wire.ForJobFacts():
-                return wire.Facts(self._job_facts(what))
             case _:
                 return await self._credential(service, what)
 
-    async def _credential(
-        self,
-        service: ServiceName,
-        what: wire.ForSshCertificate
-        | wire.ForSlurmToken
-        | wire.ForOwnCertificate
-        | wire.ForRevocations
-        | wire.RevokeCertificate,
-    ) -> wire.Answered:
+    async def _credential(self, service: ServiceName, what: wire.Asked) -> wire.Answered:
         """What is worth something elsewhere: the authority decides."""
         match what:
             case wire.ForSshCertificate():
@@ -200,6 +193,8 @@ class Signer:
                 return self._authority.revocations()
             case wire.RevokeCertificate():
                 return await self._authority.revoke(service, what)
+            case _:
+                raise Denied("nothing of ours", detail=type(what).__name__)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         if self._tasks is None:
@@ -246,7 +241,7 @@ class Signer:
         return self._judge.prove(token, self._keyring.keys, self._clock())
 
     def _allowed(self, service: ServiceName, judged: Judged) -> Verdict:
-        verdict = self._verdict(service, judged, self._judge.scopes(judged, service))
+        verdict = self._granting.verdict(service, judged, self._judge.scopes(judged, service))
         VERDICTS.labels(judged.principal.issuer, "allowed").inc()
         audit(
             "token",
@@ -257,33 +252,6 @@ class Signer:
             service=service,
         )
         return verdict
-
-    def _verdict(self, service: ServiceName, judged: Judged, scopes: tuple[Scope, ...]) -> Verdict:
-        now = self._clock()
-        mapped = judged.mapped
-        expires_at = min(now + self._config.identity.grant_s, judged.expires_at)
-        grant = Grant(
-            kind="access",
-            id=secrets.token_hex(8),
-            service=service,
-            account=mapped.account,
-            scopes=scopes,
-            principal=judged.principal,
-            issued_at=now,
-            expires_at=expires_at,
-            job_class=mapped.job_class,
-        )
-        return Verdict(
-            principal=judged.principal,
-            account=mapped.account,
-            job_class=mapped.job_class,
-            vo=mapped.vo,
-            capabilities=mapped.capabilities,
-            grant=grants.sign(grant, self._key),
-            expires_at=expires_at,
-            token_expires_at=judged.expires_at,
-            rule=mapped.rule,
-        )
 
     def _asserted(self, service: ServiceName, what: wire.ForAsserted) -> Verdict:
         until = self._clock() + self._config.identity.grant_s
@@ -299,7 +267,7 @@ class Signer:
             account=what.account,
             service=service,
         )
-        return self._verdict(service, judged, self._judge.scopes(judged, service))
+        return self._granting.verdict(service, judged, self._judge.scopes(judged, service))
 
     async def _explain(self, peer: Packets, token: str) -> wire.Explained:
         if not self._callers.is_trusted(peer.uid):
@@ -319,103 +287,10 @@ class Signer:
             judged = self._judge.decide(proven, self._ledger.ban_on, answer, steps.append)
         except EdgeError as error:
             return wire.Explained(tuple(steps), None, str(error), error.code)
-        verdict = self._verdict(ADMIN, judged, ())
+        verdict = self._granting.verdict(ADMIN, judged, ())
         return wire.Explained(tuple(steps), msgspec.structs.replace(verdict, grant=b""))
 
     # -- jobs -------------------------------------------------------------------------------------
-
-    def _accepted(self, service: ServiceName, wire_form: bytes) -> tuple[Grant, Principal]:
-        """The access grant that a job is accepted under, and whose. Raises Denied unless all of it fits."""
-        if service != JOBS:
-            raise Denied("only the job engine may ask for this")
-        grant = grants.verify(wire_form, self._public, self._clock())
-        if grant.kind != "access" or grant.service != service or grant.principal is None:
-            raise Denied("not an access grant of the job engine")
-        if not grant.allows(Action.COMPUTE_CREATE):
-            raise Denied("the token has no compute.create")
-        refuse_banned(grant.principal, self._ledger.ban_on)
-        return grant, grant.principal
-
-    def _job_grant(self, service: ServiceName, wire_form: bytes, job: JobId) -> wire.Grant:
-        check_job_id(job)
-        access, principal = self._accepted(service, wire_form)
-        now = self._clock()
-        return self._signed(
-            Grant(
-                kind="job",
-                id=secrets.token_hex(8),
-                service=service,
-                account=access.account,
-                scopes=(Scope(JOB_ACTIONS),),
-                principal=principal,
-                issued_at=now,
-                expires_at=now + self._config.identity.job_grant_s,
-                job=job,
-                job_class=access.job_class,
-            )
-        )
-
-    def _transfer_grant(self, service: ServiceName, what: wire.ForTransferGrant) -> wire.Grant:
-        """What a long transfer is finished with: nothing that its access grant does not allow."""
-        if service != STORAGE:
-            raise Denied("only the storage service may ask for this")
-        access = grants.verify(what.grant, self._public, self._clock())
-        if access.kind != "access" or access.service != service or access.principal is None:
-            raise Denied("not an access grant of the storage service")
-        refuse_banned(access.principal, self._ledger.ban_on)
-        scopes = tuple(Scope(access.actions_at(path), path) for path in what.paths)
-        if not all(scope.actions for scope in scopes):
-            raise Denied("the access grant does not cover this")
-        now = self._clock()
-        return self._signed(
-            msgspec.structs.replace(
-                access,
-                kind="transfer",
-                id=secrets.token_hex(8),
-                scopes=scopes,
-                issued_at=now,
-                expires_at=now + self._config.identity.transfer_grant_s,
-            )
-        )
-
-    def _standing_grant(self, service: ServiceName, what: wire.ForStandingGrant) -> wire.Grant:
-        known = {rule.account for rule in self._config.mappings}
-        known |= {account for one in self._config.identity.assertions for account in one.accounts}
-        poll_account = self._config.accounts.poll_account
-        if service != JOBS or what.account not in known | {poll_account}:
-            raise Denied("no standing grant for this service and account")
-        now = self._clock()
-        return self._signed(
-            Grant(
-                kind="standing",
-                id=secrets.token_hex(8),
-                service=service,
-                account=what.account,
-                scopes=STANDING,
-                principal=None,
-                issued_at=now,
-                expires_at=now + STANDING_S,
-            )
-        )
-
-    def _signed(self, grant: Grant) -> wire.Grant:
-        return wire.Grant(grants.sign(grant, self._key), grant.expires_at)
-
-    async def _job_token(self, service: ServiceName, wire_form: bytes, job: JobId) -> str:
-        if service != JOBS:
-            raise Denied("only the job engine may ask for this")
-        grant = grants.verify(wire_form, self._public, self._clock())
-        if grant.kind != "job" or grant.job != job or grant.principal is None:
-            raise Denied("not this job's grant")
-        refuse_banned(grant.principal, self._ledger.ban_on)
-        facts = JobFacts(
-            job=job,
-            account=grant.account,
-            vo=grant.principal.vo,
-            job_class=grant.job_class or JobClass.CHAOTIC,
-            principal=grant.principal,
-        )
-        return await self._ledger.issue(facts, self._clock() + self._config.identity.job_grant_s)
 
     async def _job_report(self, service: ServiceName, what: wire.JobReport) -> wire.Done:
         if service != JOBS:
