@@ -134,6 +134,34 @@ def migrate(config_file: Path, only: str | None) -> None:
         click.echo(line)
 
 
+@state.command()
+@CONFIG
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def backup(config_file: Path, file: Path) -> None:
+    """Copy all databases and keys into the archive FILE (tar), consistently, while edged runs.
+
+    The archive has the site's signing keys: keep it as you keep them.
+    """
+    from edged import config
+    from edged.state import backup as backups
+
+    for line in backups.save(config.load(config_file), file):
+        click.echo(line)
+
+
+@state.command()
+@CONFIG
+@click.option("--replace", is_flag=True, help="Over a state that is there; it is kept beside.")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+def restore(config_file: Path, file: Path, replace: bool) -> None:
+    """Bring the archive FILE back, edged stopped. Everything in it is checked first."""
+    from edged import config
+    from edged.state import backup as backups
+
+    for line in backups.restore(config.load(config_file), file, replace=replace):
+        click.echo(line)
+
+
 @main.command()
 @click.option("--keep", is_flag=True, help="Stay up afterwards and print URLs, a token and commands to try.")
 @click.option("--batch", default="local", show_default=True, help="Batch system: local or slurm.")
