@@ -77,7 +77,9 @@ class Runtime(Section):
     user: str = Field(default="edged", description="Whom `edged run` becomes when started as root")
     stop_deadline_s: Seconds = Field(default=30.0, description="Time for running requests when stopping")
     database: str = Field(
-        default="", description="PostgreSQL URL for shared state; empty: SQLite files under `state`"
+        default="",
+        description="PostgreSQL for the jobs' and egress' state, e.g. postgresql+psycopg://edged@db/edged (password "
+        "in ~/.pgpass, not here); one edge writes, a second one takes over. Empty: SQLite files under `state`",
     )
 
 

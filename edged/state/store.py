@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +24,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from edged import metrics
 from edged.errors import ConfigError, EdgeError, NoSpace, Unavailable
 from edged.logs import get_logger
+from edged.state.databases import READS, NotTheHolder, database
 from edged.state.migrate import Migration, check_version, is_empty, migrate
 
 log = get_logger("edged.state")
@@ -34,8 +34,6 @@ Work = Callable[[sa.Connection], Result]
 
 MAX_GROUP = 512
 MAX_WAITING = 16384
-BUSY_S = 5.0
-_READS: dict[str, Any] = {"edged_reads": True}  # a read never waits for the write lock
 
 COMMITS = metrics.histogram("state_commit_seconds", "Time of one group commit, in seconds.", ("database",))
 WRITES = metrics.counter("state_writes", "Writes asked for, by outcome.", ("database", "outcome"))
@@ -62,7 +60,8 @@ class Store:
         self.name = name
         self.url = url
         self.migrations = migrations
-        self.engine = _engine(url)
+        self._database = database(name, url)
+        self.engine = self._database.engine
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._depth = 0
         self._trouble: str | None = None
@@ -76,6 +75,7 @@ class Store:
     def prepare(self) -> list[int]:
         """Bring the schema to this version's; returns the migrations applied. Raises ConfigError."""
         try:
+            self._database.setup()
             return migrate(self.engine, self.migrations)
         except DBAPIError as error:
             raise ConfigError([f"{self.name} database: {error.orig}"]) from error
@@ -90,7 +90,7 @@ class Store:
     def reading(self) -> Iterator[sa.Connection]:
         """A connection for programs that only look, without the service. Raises Unavailable."""
         try:
-            with self.engine.connect().execution_options(**_READS) as connection:
+            with self.engine.connect().execution_options(**READS) as connection:
                 yield connection
         except DBAPIError as error:
             raise _typed(error) from error
@@ -105,6 +105,8 @@ class Store:
             await asyncio.to_thread(self._open)
         except DBAPIError as error:
             raise ConfigError([f"{self.name} database: {error.orig}"]) from error
+        except NotTheHolder as error:
+            raise ConfigError([f"{self.name} database: {error}"]) from error
         writer = threading.Thread(target=self._write_forever, name=f"state-{self.name}", daemon=True)
         writer.start()
         try:
@@ -112,13 +114,15 @@ class Store:
         finally:
             self._waiting.put(None)
             await asyncio.to_thread(writer.join, 30.0)
-            await asyncio.to_thread(self.engine.dispose)
+            await asyncio.to_thread(self._database.dispose)
 
     def _open(self) -> None:
         """An empty database is set up; one with content is only ever migrated on purpose."""
         if is_empty(self.engine):
-            migrate(self.engine, self.migrations)
+            self.prepare()
         check_version(self.engine, self.migrations)
+        with self._database.writer.connect():
+            pass  # the right to write is had before anything is read: memory filled from it stays true
 
     async def write(self, work: Work[Result]) -> Result:
         """Run ``work(connection)`` in a group and return its result once it is durable.
@@ -140,7 +144,7 @@ class Store:
         """Run ``work(connection)`` in a thread, on a connection of its own, without a lock."""
 
         def run() -> Result:
-            with self.engine.connect().execution_options(**_READS) as connection:
+            with self.engine.connect().execution_options(**READS) as connection:
                 return work(connection)
 
         try:
@@ -176,7 +180,9 @@ class Store:
             outcomes = self._transact(group, _perform)
             self._trouble = None
         except OperationalError as error:
-            outcomes = self._refuse(group, error)
+            outcomes = self._refuse(group, _typed(error))
+        except NotTheHolder as error:
+            outcomes = self._refuse(group, Unavailable("this edge may not write", detail=str(error)))
         except Exception as error:
             outcomes = [(group[0], None, error)] if len(group) == 1 else self._one_by_one(group)
         COMMITS.labels(self.name).observe(time.perf_counter() - started)
@@ -186,18 +192,19 @@ class Store:
         try:
             return self._transact(group, _perform_guarded)
         except DBAPIError as error:
-            return self._refuse(group, error)
+            return self._refuse(group, _typed(error))
+        except NotTheHolder as error:
+            return self._refuse(group, Unavailable("this edge may not write", detail=str(error)))
 
     def _transact(
         self, group: list[_Waiting], perform: Callable[[sa.Connection, _Waiting], _Outcome]
     ) -> list[_Outcome]:
-        with self.engine.begin() as connection:
+        with self._database.writer.begin() as connection:
             return [perform(connection, waiting) for waiting in group]
 
-    def _refuse(self, group: list[_Waiting], error: DBAPIError) -> list[_Outcome]:
-        trouble = _typed(error)
+    def _refuse(self, group: list[_Waiting], trouble: EdgeError) -> list[_Outcome]:
         self._trouble = trouble.message
-        log.error("commit failed", extra={"database": self.name, "reason": str(error.orig)})
+        log.error("commit failed", extra={"database": self.name, "reason": str(trouble)})
         return [(waiting, None, trouble) for waiting in group]
 
     def _answer(self, outcomes: list[_Outcome]) -> None:
@@ -241,22 +248,3 @@ def _typed(error: DBAPIError) -> EdgeError:
     if "disk is full" in text or "No space" in text:
         return NoSpace("the disk of the state store is full", detail=text)
     return Unavailable("the state store cannot be written now", detail=text)
-
-
-def _engine(url: str) -> sa.Engine:
-    if not url.startswith("sqlite"):
-        return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # SQLAlchemy's BEGIN, not the module's
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        reads = connection.get_execution_options().get("edged_reads", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
