@@ -30,7 +30,7 @@ class Proxy(Section):
     cache_size: ByteSize = Field(default=100 << 30, description="Disk cache, in bytes")
     memory: ByteSize = Field(default=1 << 30, ge=1 << 30, description="Blocks held in memory, at least 1 GiB")
     source: Word | None = Field(
-        default=None, description="The [[egress.source]] whose rules count; None: rules that name no source"
+        default=None, description="The one [[egress.source]] that may use it; None: all of them"
     )
     user: str = Field(default="", description="Whom it runs as; empty: [runtime] user")
 

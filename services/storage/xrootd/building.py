@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 from edged.errors import Unavailable
@@ -31,26 +32,26 @@ def headers() -> Path:
     raise Unavailable("no headers of the server: install libxrootd-server-dev (RPM: xrootd-server-devel)")
 
 
-def argv(source: Path, target: Path) -> list[str]:
+def argv(target: Path, sources: Iterable[str]) -> list[str]:
     """The compiler's command. Raises Unavailable."""
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wl,-z,relro,-z,now"]
-    return [compiler(), *flags, f"-I{headers()}", "-o", str(target), str(source)]
+    return [compiler(), *flags, f"-I{headers()}", "-o", str(target), *(str(HERE / name) for name in sources)]
 
 
 def build(gate: Path) -> None:
     """Make the gate, and the proxy's library beside it, replacing what is there. Raises Unavailable."""
-    _build(HERE / "edged_gate.cc", gate)
-    _build(HERE / "edged_way.cc", forwarding.library(gate))
+    _build(gate, "edged_gate.cc", "edged_forward.cc")
+    _build(forwarding.library(gate), "edged_way.cc")
 
 
-def _build(source: Path, target: Path) -> None:
+def _build(target: Path, *sources: str) -> None:
     partial = target.with_name(f".{target.name}.new")
-    command = argv(source, partial)
+    command = argv(partial, sources)
     try:
         target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S, check=False)
         if done.returncode != 0:
-            raise Unavailable(f"{source.name} does not compile", detail=done.stderr[-2000:])
+            raise Unavailable(f"{target.name} does not compile", detail=done.stderr[-2000:])
         partial.chmod(0o755)
         partial.replace(target)
     except (OSError, subprocess.TimeoutExpired) as error:

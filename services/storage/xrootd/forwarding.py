@@ -23,7 +23,7 @@ LIBRARY = "libEdgedWay.so"
 
 
 def library(gate: Path) -> Path:
-    """edged's part of the proxy, beside its part of the other servers."""
+    """What is preloaded into the proxy, beside edged's part of all servers."""
     return gate.with_name(LIBRARY)
 
 
@@ -45,13 +45,13 @@ def lines(config: Config, plan: Plan, instance: Instance, gate: Path, report: st
         yield f"xrd.allow host {pattern}"
     yield "\n# wherever the client names that edged allows; pss.permit would open what it refuses"
     yield "ofs.authorize 1"
-    yield f"ofs.authlib {library(gate)} instance={instance.name}"
+    yield f"ofs.authlib {gate} instance={instance.name}"
     yield from policy(config)
     yield "ofs.osslib libXrdPss.so"
     yield "pss.origin ="
     yield "\n# blocks that were read stay on disk, under the name of their host"
     yield "pss.cachelib default"
-    yield f"pss.namelib -lfncachesrc {library(gate)}"
+    yield f"pss.namelib -lfncachesrc {gate}"
     yield f"oss.localroot {proxy.cache}"
     yield f"pfc.ram {proxy.memory}"
     yield "pfc.blocksize 512k"

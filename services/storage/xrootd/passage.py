@@ -1,7 +1,7 @@
 """Where the forwarding proxy may go: the policy of [egress], asked for each request, each name, each connection.
 
-The asker is edged's library in the proxy (``edged_way.cc``). A request is judged for the node that makes it; a
-connection, which may be what a far server's redirect led to, for whoever may use the proxy at all.
+The asker is edged's part of the proxy (``edged_forward.cc`` and ``edged_way.cc``). A request is judged for the node
+that makes it; a connection, which may be what a far server's redirect led to, for whoever may use the proxy at all.
 """
 
 from __future__ import annotations

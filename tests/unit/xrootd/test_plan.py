@@ -9,7 +9,7 @@ import pytest
 
 from edged.config import Config, parse
 from edged.errors import ConfigError
-from services.storage.xrootd import forwarding, render
+from services.storage.xrootd import render
 from services.storage.xrootd.installation import Installation, parse_version
 from services.storage.xrootd.plan import Plan, Role, plan
 
@@ -142,25 +142,29 @@ def proxied(**more: Any) -> Config:
     return configured(xrootd={"proxy": {"cache": "/var/cache/pfc"}}, egress=egress)
 
 
-def test_the_proxy_follows_the_egress_policy() -> None:
+def test_the_proxy_s_configuration() -> None:
     lines = text(proxied(), "proxy").splitlines()
-    assert "pss.permit *.cern.ch" in lines
+    assert not any(line.startswith("pss.permit") for line in lines), "it would open what it refuses"
+    assert "ofs.authorize 1" in lines
+    assert [line for line in lines if line.startswith("ofs.authlib")] == [
+        "ofs.authlib /usr/local/lib/edged/libEdgedGate.so instance=proxy"
+    ]
+    assert "pss.namelib -lfncachesrc /usr/local/lib/edged/libEdgedGate.so" in lines
     assert "xrd.allow host [::ffff:10.77.0.*" in lines and "xrd.allow host 10.9.8.7" in lines
     assert "all.export /root:/ r/o" in lines and "pss.origin =" in lines
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        [{"name": "vo", "to": ["far"], "vos": ["cms"]}],
-        [{"name": "no", "to": ["far"], "action": "refuse"}],
-        [{"name": "nat", "to": ["far"], "ways": ["nat"]}],
-    ],
-    ids=["of a VO only", "refusing", "not by proxy"],
-)
-def test_a_policy_it_cannot_follow_is_refused(rule: list[dict[str, Any]]) -> None:
-    config = proxied(rule=rule)
-    proxy = config.storage and config.storage.xrootd and config.storage.xrootd.proxy
-    assert proxy
-    with pytest.raises(ConfigError):
-        forwarding.permitted_hosts(config, proxy)
+def test_a_changed_policy_starts_the_proxy_anew() -> None:
+    one = text(proxied(), "proxy")
+    other = text(proxied(destination=[{"name": "far", "hosts": ["*.infn.it"], "ports": [1094]}]), "proxy")
+    assert one != other
+
+
+def test_nodes_it_cannot_be_told_are_edged_s_to_judge() -> None:
+    lines = text(proxied(source=[{"name": "nodes", "networks": ["10.64.0.0/10"]}]), "proxy").splitlines()
+    assert not any(line.startswith("xrd.allow") for line in lines)
+
+
+def test_a_policy_without_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match="speaks of the way"):
+        text(proxied(rule=[{"name": "nat", "to": ["far"], "ways": ["nat"]}]), "proxy")
