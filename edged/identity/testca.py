@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-LIFETIME = datetime.timedelta(days=7)
+LIFETIME = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)

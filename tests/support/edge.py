@@ -26,9 +26,13 @@ TREE = Path(__file__).parents[2]
 PLUGINS = TREE / "tests/real/operate/plugins/connection"
 ANSIBLE_S = 600.0
 SCOPES = "compute.read compute.create compute.modify compute.cancel storage.read:/ storage.modify:/"
-PORTS = {"identity": 8443, "jobs": 8444, "storage": 1094, "cache": 3128, "egress": 3129}
-UNITS = ("identity", "issuers", "identity-api", "accountd", "jobs", "storage", "cache", "egress", "netd")
-RECAP = re.compile(r"^edge\s*:.*?\bok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
+PORTS = {"identity": 8443, "jobs": 8444, "storage": 1094, "cache": 3128, "egress": 3129, "portal": 8445}
+UNITS = (
+    *("identity", "issuers", "identity-api", "accountd", "jobs", "storage", "cache", "egress", "netd"),
+    "portal",
+)
+PORTAL_TOKEN = "an-admin-token-of-more-than-32-characters"
+RECAP = re.compile(r"^\S+\s*:.*?\bok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,43 @@ class Played:
     changed: int
     seconds: float
     output: str
+
+
+def play(files: Path, *words: str, playbook: str = "site.yml", fails: bool = False, **values: Any) -> Played:
+    """Run a playbook with the inventory ``hosts.json`` in ``files``. ``values`` go before the inventory's.
+
+    Raises AssertionError.
+    """
+    environment = {
+        **os.environ,
+        "ANSIBLE_CONNECTION_PLUGINS": str(PLUGINS),
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_NOCOWS": "1",
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_HOME": str(files / "ansible"),
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+    }
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(files / "hosts.json")]
+    command += [str(TREE / "ansible" / playbook), *words, "--extra-vars", json.dumps(values)]
+    started = time.monotonic()
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=ANSIBLE_S, check=False
+    )
+    output = done.stdout + done.stderr
+    found = RECAP.search(output)
+    if fails != (done.returncode != 0) or found is None:
+        raise AssertionError(f"ansible-playbook ended {done.returncode}\n{output[-6000:]}")
+    return Played(int(found[1]), int(found[2]), time.monotonic() - started, output)
+
+
+def reached(machine: Machine) -> dict[str, Any]:
+    """How Ansible gets into a machine of the tests."""
+    return {
+        "ansible_connection": "machine",
+        "ansible_machine_leader": str(machine.leader),
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "ansible_become": False,  # we are root there, and there is no sudo
+    }
 
 
 @dataclass(slots=True)
@@ -52,31 +93,8 @@ class Edge:
     first: Played | None = None  # the play that set it up
 
     def play(self, *words: str, playbook: str = "site.yml", fails: bool = False, **values: Any) -> Played:
-        """Run a playbook over the machine. ``values`` go before the inventory's. Raises AssertionError."""
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONNECTION_PLUGINS": str(PLUGINS),
-            "ANSIBLE_PIPELINING": "1",
-            "ANSIBLE_NOCOWS": "1",
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_HOME": str(self.files / "ansible"),
-            "ANSIBLE_LOCALHOST_WARNING": "0",
-        }
-        command = [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            "-i",
-            str(self.files / "hosts.json"),
-        ]
-        command += [str(TREE / "ansible" / playbook), *words, "--extra-vars", json.dumps(values)]
-        started = time.monotonic()
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=ANSIBLE_S, check=False
-        )
-        output = done.stdout + done.stderr
-        found = RECAP.search(output)
-        if fails != (done.returncode != 0) or found is None:
-            raise AssertionError(f"ansible-playbook ended {done.returncode}\n{output[-6000:]}")
-        return Played(int(found[1]), int(found[2]), time.monotonic() - started, output)
+        """Run a playbook over the machine, see ``play``."""
+        return play(self.files, *words, playbook=playbook, fails=fails, **values)
 
     def token(self, **claims: Any) -> str:
         """A token of a production user."""
@@ -141,6 +159,7 @@ def bare(scratch: Path, name: str = "edge") -> Iterator[Edge]:
         machine.copy(host.key, "/etc/grid-security/hostkey.pem")
         machine.run("chmod", "600", "/etc/grid-security/hostkey.pem")
         machine.write("/etc/edged-jwks.json", json.dumps(issuer.jwks()))
+        machine.write("/etc/edged-portal.token", PORTAL_TOKEN, 0o600)
         write_inventory(edge)
         yield edge
 
@@ -148,10 +167,7 @@ def bare(scratch: Path, name: str = "edge") -> Iterator[Edge]:
 def write_inventory(edge: Edge, **changes: Any) -> None:
     """What the site's people wrote, as one host's variables."""
     host = {
-        "ansible_connection": "machine",
-        "ansible_machine_leader": str(edge.machine.leader),
-        "ansible_python_interpreter": "/usr/bin/python3",
-        "ansible_become": False,  # we are root there, and there is no sudo
+        **reached(edge.machine),
         "edged_manage_packages": False,  # the root file system has them, and there is no way out
         "edged_host": edge.machine.address,
         "edged_site_name": "TEST-SITE",
@@ -184,6 +200,11 @@ def _config(edge: Edge) -> Mapping[str, Any]:
         "identity": {"listen": [f"{every}:{PORTS['identity']}"], "admins": ["/site/admins"]},
         "jobs": {"listen": [f"{every}:{PORTS['jobs']}"], "batch": "local", "poll_s": 0.5},
         "storage": {"listen": [f"{every}:{PORTS['storage']}"]},
+        "portal": {
+            "listen": [f"{every}:{PORTS['portal']}"],
+            "admin_token_file": "/etc/edged-portal.token",
+            "refresh_s": 1,
+        },
         "cache": {
             "listen": [f"{every}:{PORTS['cache']}"],
             "disk": "200M",
@@ -201,4 +222,4 @@ def _config(edge: Edge) -> Mapping[str, Any]:
     }
 
 
-__all__ = ["PORTS", "UNITS", "ApiClient", "Edge", "Played", "bare", "wheelhouse"]
+__all__ = ["PORTS", "UNITS", "ApiClient", "Edge", "Played", "bare", "play", "reached", "wheelhouse"]

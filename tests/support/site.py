@@ -43,6 +43,7 @@ class Site:
         root.chmod(0o755)
         self.issuer = ThrowAwayIssuer(ThrowAwayCa(root / "ca"))
         self.sections = sections
+        self.environment: dict[str, str] = {}  # of the daemon, over the caller's
         self.file = root / "edged.toml"
         self.process: subprocess.Popen[bytes] | None = None
         self.listening: dict[str, list[str]] = {}
@@ -112,6 +113,7 @@ class Site:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env={**os.environ, **self.environment},
                 start_new_session=True,
             )
         async with asyncio.timeout(READY_S):

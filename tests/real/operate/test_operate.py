@@ -17,14 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.edge import PORTS, UNITS, Edge
+from edged.client import connected
+from tests.support.edge import PORTAL_TOKEN, PORTS, UNITS, Edge
 from tests.support.knocking import Door, Reception, knocking
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
-FRONTS = ("identity", "issuers", "identity-api", "jobs", "storage", "cache", "egress")
+FRONTS = ("identity", "issuers", "identity-api", "jobs", "storage", "cache", "egress", "portal")
 FINAL = ("FINISHED", "FAILED", "KILLED", "LOST")
-SECURITY = {**dict.fromkeys(FRONTS, 1.5), "netd": 1.5, "portal": 1.5, "xrootd@x": 2.5, "cmsd@x": 2.5}
+SECURITY = {**dict.fromkeys(FRONTS, 1.5), "netd": 1.5, "xrootd@x": 2.5, "cmsd@x": 2.5}
 
 
 def test_everything_runs_after_the_first_play(edge: Edge) -> None:
@@ -136,6 +137,50 @@ def _through_cache(edge: Edge, path: str) -> bytes:
         return body
 
 
+async def test_the_portal_sees_every_part_and_reads_every_audit_log(edge: Edge) -> None:
+    """Each service's audit log is readable by its own group and the portal's unit alone."""
+    edge.machine.run("systemctl", "is-active", "edged-portal.service")
+    async with connected(edge.url("portal"), edge.issuer.ca.file, PORTAL_TOKEN) as api:
+        async with asyncio.timeout(40):
+            while True:
+                told = await api.call("GET", "/summary.json")
+                ready = {
+                    one["name"]: one["answered"] and one["answered"]["ready"] for one in told["processes"]
+                }
+                if ready and all(ready.values()) and sum(one["count"] for one in told["jobs"]):
+                    break
+                await asyncio.sleep(0.2)
+        assert set(ready) == set(FRONTS)
+        assert told["troubles"] == []
+        found = await api.call("GET", "/search", q=edge.issuer.url)
+    assert found["unread"] == []
+    assert {"token", "job accepted"} <= {line["event"] for line in found["lines"]}, found["lines"][:3]
+    page = await asyncio.to_thread(_page, edge)
+    assert "Everything is ready." in page and "cmsprd" in page
+    audits = edge.machine.read("find", "/var/log/edged", "-name", "audit.log", "-printf", "%u %m %h\n")
+    owners = {line.rpartition("/")[2]: line.split()[0] for line in audits.splitlines()}
+    assert {"identity", "jobs", "storage"} <= set(owners)
+    reader = ["setpriv", "--reuid=edged-cache", "--regid=edged-cache", "--init-groups"]
+    for directory in owners:
+        theirs = edge.machine.run(*reader, "cat", f"/var/log/edged/{directory}/audit.log", check=False)
+        assert theirs.returncode != 0 or directory == "cache", f"{directory} is open to another service"
+
+
+def test_doctor_finds_nothing_wrong(edge: Edge) -> None:
+    done = edge.machine.run("edged", "doctor", "--json", check=False)
+    wrong = [one for one in json.loads(done.stdout) if not one["ok"] and one["part"] != "clock"]
+    assert wrong == [], "the clock is the host's: the test machine's may be set by nobody"
+
+
+def _page(edge: Edge) -> str:
+    """The overview as a browser gets it."""
+    tls = ssl.create_default_context(cafile=str(edge.issuer.ca.file))
+    headers = {"Authorization": f"Bearer {PORTAL_TOKEN}", "Accept": "text/html"}
+    request = urllib.request.Request(f"{edge.url('portal')}/", headers=headers)
+    with urllib.request.urlopen(request, timeout=20, context=tls) as answer:
+        return str(answer.read().decode())
+
+
 def test_a_node_reaches_what_the_rules_name_and_nothing_else(edge: Edge) -> None:
     with _Node(edge) as node:
         reached = node(f"http://{edge.origin.authority}/peer")
@@ -186,7 +231,9 @@ def _doors(edge: Edge) -> list[Door]:
     host, token = edge.machine.address, edge.token()
     bearer = f"Host: edge\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
     outside = edge.origin.authority
+    admin = f"Host: edge\r\nAuthorization: Bearer {PORTAL_TOKEN}\r\nConnection: close\r\n\r\n"
     return [
+        Door("portal", host, PORTS["portal"], f"GET /summary.json HTTP/1.1\r\n{admin}".encode(), tls),
         Door("identity-api", host, PORTS["identity"], f"GET /v1/whoami HTTP/1.1\r\n{bearer}".encode(), tls),
         Door("jobs", host, PORTS["jobs"], f"GET /v1/jobs HTTP/1.1\r\n{bearer}".encode(), tls),
         Door("storage", host, PORTS["storage"], f"HEAD /cms/file HTTP/1.1\r\n{bearer}".encode(), tls),
@@ -289,6 +336,8 @@ async def test_upgrade_and_rollback_under_load(edge: Edge, wheels: Path, tmp_pat
         upgraded = await asyncio.to_thread(edge.play, edged_version=NEXT, edged_wheelhouse=str(newer))
         assert upgraded.changed > 0
         assert _version(edge, "jobs") == NEXT
+        (backup,) = edge.machine.read("find", "/var/backups/edged", "-type", "f").split()
+        assert "jobs/jobs.sqlite" in edge.machine.read("tar", "-tf", backup)
         await asyncio.to_thread(edge.play, playbook="rollback.yml")
         assert _version(edge, "jobs") == "0.1.0"
     _received_well(receptions, least=10)
@@ -335,11 +384,15 @@ def _next_release(wheels: Path, scratch: Path) -> Path:
 def test_uninstalled_it_leaves_nothing_but_the_sites_own(edge: Edge) -> None:
     edge.play(playbook="uninstall.yml", edged_purge=True)
     machine = edge.machine
-    places = ("/opt", "/etc", "/usr/local", "/var/lib", "/var/log", "/var/cache", "/run")
+    places = ("/opt", "/etc", "/usr/local", "/var/lib", "/var/log", "/var/cache", "/var/backups", "/run")
     left = machine.read(
         "find", *places, "-maxdepth", "2", "-name", "*edged*", "-not", "-path", "/run/credentials/*"
     )
-    assert set(left.split()) <= {"/etc/edged-jwks.json", "/var/lib/edged-sessions"}, left
+    assert set(left.split()) <= {
+        "/etc/edged-jwks.json",
+        "/etc/edged-portal.token",
+        "/var/lib/edged-sessions",
+    }, left
     units = json.loads(machine.read("systemctl", "list-units", "edged*", "--all", "--output=json"))
     assert units == []
     assert machine.run("id", "edged-jobs", check=False).returncode != 0
