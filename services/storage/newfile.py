@@ -8,12 +8,18 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from edged.accounts import statx
-from edged.accounts.api import Entry, Files, Temporary
+from edged.accounts.api import Entry, Files, Place, Temporary
+from edged.errors import EdgeError, Unavailable
+from edged.logs import get_logger
 from services.storage import records
 from services.storage.digests import Digests
 from services.storage.disk import Disk
-from services.storage.exchange import Exchange, quietly
+from services.storage.exchange import Exchange
 from services.storage.namespace import Target
+
+log = get_logger("edged.storage.newfile")
+
+AGAIN_S = (0.0, 0.2, 1.0, 5.0)
 
 
 class NewFile:
@@ -71,4 +77,21 @@ async def new_file(
     finally:
         disk.close(new.fd)
         if not new.committed:
-            await asyncio.shield(quietly(files.discard(exchange.grant, new.place)))
+            await asyncio.shield(_discard(exchange, files, new.place))
+
+
+async def _discard(exchange: Exchange, files: Files, place: Place) -> None:
+    """Also when the worker was just killed and its follower starts; at last it is left to the sweeper."""
+    why = ""
+    for pause_s in AGAIN_S:
+        await asyncio.sleep(pause_s)
+        try:
+            await files.discard(exchange.grant, place)
+        except Unavailable as error:
+            why = str(error)
+        except EdgeError as error:
+            why = str(error)
+            break
+        else:
+            return
+    log.warning("unfinished upload left behind", extra={"path": place.path, "reason": why})

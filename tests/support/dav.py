@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 from xml.etree import ElementTree
 
 from tests.support.storage import EVERYTHING, StorageSite
@@ -60,7 +61,7 @@ class Dav:
         self.token: str | None = site.token(scope)
         self._connection: http.client.HTTPConnection | None = None
 
-    def __enter__(self) -> Dav:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -47,6 +47,7 @@ class StorageSite:
         issuer: ThrowAwayIssuer | None = None,
         settings: Mapping[str, Any] | None = None,
         exports: tuple[dict[str, Any], ...] = (),
+        identity: Mapping[str, Any] | None = None,
         log_level: str = "info",
     ) -> None:
         self.directory = directory
@@ -63,6 +64,7 @@ class StorageSite:
         self.log = directory / "log"
         self._settings = dict(settings or {})
         self._exports = exports
+        self._identity = dict(identity or {})
         self._log_level = log_level
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -220,7 +222,8 @@ class StorageSite:
                 "assertions": [
                     {"service": "storage", "accounts": [self.account],
                      "grants": ["storage.read:/", "storage.modify:/"]}
-                ]
+                ],
+                **self._identity,
             },
             "issuer": [
                 {"url": self.issuer.url, "audience": [AUDIENCE], "vo": "cms", "jwks_file": str(jwks)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 
 import pytest
@@ -39,6 +40,23 @@ def test_delete(dav: Dav) -> None:
     assert dav.with_scope("storage.read:/ storage.create:/")("DELETE", "f").status == 403
 
 
+@pytest.mark.root
+def test_what_resists_a_removal_is_told_and_the_rest_goes(dav: Dav) -> None:
+    """207 with each member that could not be removed (RFC 4918 §9.6.1)."""
+    for name in ("t/one", "t/a/b/two", "t/locked/kept", "t/locked/odd %C3%BC"):
+        dav("PUT", name.replace(" ", "%20"), b"x")
+    (dav.root / "t/locked").chmod(0o555)
+    os.chown(dav.root / "t/locked", 0, 0)
+    answer = dav("DELETE", "t")
+    assert answer.status == 207
+    assert sorted(answer.hrefs) == [f"{dav.path}/t/locked/kept", f"{dav.path}/t/locked/odd%20%C3%BC"]
+    assert answer.text.count("HTTP/1.1 403 Forbidden") == 2
+    assert sorted(p.name for p in dav.root.rglob("*")) == ["kept", "locked", "odd ü", "t"]
+    (dav.root / "t/locked").chmod(0o755)
+    dav.site.own(dav.root / "t/locked")
+    assert dav("DELETE", "t").status == 204
+
+
 def test_emptied_directories_are_pruned_where_the_export_says_so(dav: Dav) -> None:
     name = f"/pruned/{dav.root.name}"
     dav("PUT", f"{name}/aa/bb/one", b"x")
@@ -73,6 +91,41 @@ def test_move_trees(dav: Dav) -> None:
     assert dav("MOVE", "t", Destination=dav.url("u")).status == 204
     assert dav("GET", "u/a/f").body == b"x"
     assert dav("HEAD", "u/old").status == 404
+
+
+def test_move_between_exports_is_a_copy_and_a_removal(dav: Dav) -> None:
+    other = f"/pruned/{dav.root.name}"
+    there = dav.site.directory / "pruned" / dav.root.name
+    dav("PUT", "f", b"one")
+    assert dav("MOVE", "f", Destination=dav.site.base + f"{other}/f").status == 201
+    assert ((there / "f").read_bytes(), (dav.root / "f").exists()) == (b"one", False)
+    assert (
+        dav("HEAD", f"{other}/f", Want_Digest="adler32").headers["digest"]
+        == f"adler32={zlib.adler32(b'one'):08x}"
+    )
+    dav("PUT", "f", b"two")
+    assert dav("MOVE", "f", Destination=dav.site.base + f"{other}/f", Overwrite="F").status == 412
+    writer = dav.with_scope("storage.modify:/")  # it would learn what is in the file
+    assert writer("MOVE", "f", Destination=dav.site.base + f"{other}/f").status == 403
+    assert dav("MOVE", "f", Destination=dav.site.base + f"{other}/f").status == 204
+    assert (there / "f").read_bytes() == b"two"
+    dav("PUT", "t/a/g", b"x")
+    assert dav("MOVE", "t", Destination=dav.site.base + f"{other}/t").status == 201
+    assert ((there / "t/a/g").read_bytes(), (dav.root / "t").exists()) == (b"x", False)
+    assert dav("DELETE", other).status == 204
+
+
+@pytest.mark.root
+def test_a_move_between_exports_that_cannot_be_whole_leaves_the_source(dav: Dav) -> None:
+    other = f"/pruned/{dav.root.name}"
+    dav("PUT", "t/one", b"x")
+    dav("PUT", "t/secret", b"y")
+    os.chown(dav.root / "t/secret", 0, 0)
+    (dav.root / "t/secret").chmod(0o600)
+    answer = dav("MOVE", "t", Destination=dav.site.base + f"{other}/t")
+    assert (answer.status, answer.hrefs) == (207, [f"{other}/t/secret"])
+    assert sorted(p.name for p in (dav.root / "t").iterdir()) == ["one", "secret"]
+    assert dav("DELETE", other).status == 204
 
 
 @pytest.mark.parametrize(
