@@ -144,17 +144,7 @@ class RemoteFiles:
         deadline_s: float = FILE_S,
     ) -> Reply:
         """A request that may be repeated without harm when it got no answer."""
-        return await self._caller.call(
-            grant,
-            WorkerKind.FILES,
-            kind,
-            place.export,
-            os.fsencode(place.path),
-            *more,
-            deadline_s=deadline_s,
-            changes=False,
-            export=place.export,
-        )
+        return await self._ask(grant, kind, place, more, deadline_s=deadline_s, changes=False)
 
     async def _change(
         self,
@@ -164,6 +154,19 @@ class RemoteFiles:
         *more: object,
         deadline_s: float = FILE_S,
     ) -> Reply:
+        """One whose outcome is unknown when it got no answer."""
+        return await self._ask(grant, kind, place, more, deadline_s=deadline_s, changes=True)
+
+    async def _ask(
+        self,
+        grant: bytes,
+        kind: type[messages.FileRequest],
+        place: Place,
+        more: tuple[object, ...],
+        *,
+        deadline_s: float,
+        changes: bool,
+    ) -> Reply:
         return await self._caller.call(
             grant,
             WorkerKind.FILES,
@@ -172,7 +175,7 @@ class RemoteFiles:
             os.fsencode(place.path),
             *more,
             deadline_s=deadline_s,
-            changes=True,
+            changes=changes,
             export=place.export,
         )
 
