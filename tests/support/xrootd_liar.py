@@ -1,4 +1,4 @@
-"""A hostile root:// server: whatever a client wants to open, it is sent elsewhere.
+"""A hostile root:// server: whatever a client wants to open or look at, it is sent elsewhere.
 
     python -m tests.support.xrootd_liar PORT ELSEWHERE REDIRECT_PORT
 
@@ -12,7 +12,7 @@ import asyncio
 import struct
 import sys
 
-PROTOCOL, LOGIN, OPEN = 3006, 3007, 3010
+DIRLIST, PROTOCOL, LOGIN, OPEN, STAT = 3004, 3006, 3007, 3010, 3017
 OK, ERROR, REDIRECT = 0, 4003, 4004
 IS_SERVER = 1
 NOT_FOUND = 3011
@@ -35,7 +35,7 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, elsew
                 writer.write(answer(stream, OK, struct.pack("!II", 0x500, IS_SERVER)))
             elif request == LOGIN:
                 writer.write(answer(stream, OK, bytes(16)))
-            elif request == OPEN:
+            elif request in (DIRLIST, OPEN, STAT):
                 writer.write(answer(stream, REDIRECT, struct.pack("!i", port) + elsewhere.encode()))
             else:
                 writer.write(answer(stream, ERROR, struct.pack("!I", NOT_FOUND) + b"nothing else here\0"))

@@ -19,9 +19,9 @@ log = get_logger("services.storage.xrootd.probing")
 
 DEADLINE_S = 12.0  # a loaded server; one that hangs is told as missing after this
 
-UP = metrics.gauge("xrootd_probe_up", "1 while the server answered its last probe.", ("instance",))
+UP = metrics.gauge("xrootd_probe_up", "1 while the server answered its last probe.", ("server",))
 SECONDS = metrics.histogram("xrootd_probe_seconds", "Steps of the probes.", ("step",))
-FAILURES = metrics.counter("xrootd_probe_failures", "Probes that failed.", ("instance", "step"))
+FAILURES = metrics.counter("xrootd_probe_failures", "Probes that failed.", ("server", "step"))
 
 
 class Probing:

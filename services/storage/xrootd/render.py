@@ -75,7 +75,8 @@ def _cluster(plan: Plan, instance: Instance) -> Iterator[str]:
     yield f"all.manager {plan.host}:{settings.cmsd_port}"
     yield f"if exec cmsd\nxrd.port {cmsd}\nelse\nxrd.port {instance.port}\nfi"
     if instance.role is Role.MANAGER:
-        yield f"cms.delay startup {settings.startup_s} servers 1"
+        yield "# a server whose cmsd is away is asked for again after a second, not after 15"
+        yield f"cms.delay startup {settings.startup_s} servers 1 service 1 suspend 1"
     yield "# who answers for a path is known by the path: without this each new name costs 5 s"
     yield "cms.dfs lookup distrib redirect immed"
     yield f"cms.allow host {plan.host}"

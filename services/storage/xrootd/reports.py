@@ -20,12 +20,12 @@ log = get_logger("services.storage.xrootd.reports")
 
 LARGEST = 65536
 
-CONNECTIONS = metrics.gauge("xrootd_connections", "Open connections.", ("instance",))
-BYTES = metrics.gauge("xrootd_link_bytes", "Bytes since the server's start.", ("instance", "direction"))
-LOGINS = metrics.gauge("xrootd_logins", "Logins since the server's start.", ("instance", "outcome"))
-THREADS = metrics.gauge("xrootd_threads", "Threads of the server.", ("instance",))
+CONNECTIONS = metrics.gauge("xrootd_connections", "Open connections.", ("server",))
+BYTES = metrics.gauge("xrootd_link_bytes", "Bytes since the server's start.", ("server", "direction"))
+LOGINS = metrics.gauge("xrootd_logins", "Logins since the server's start.", ("server", "outcome"))
+THREADS = metrics.gauge("xrootd_threads", "Threads of the server.", ("server",))
 HEARD = metrics.gauge(
-    "xrootd_report_timestamp_seconds", "When a server last reported, Unix seconds.", ("instance",)
+    "xrootd_report_timestamp_seconds", "When a server last reported, Unix seconds.", ("server",)
 )
 
 

@@ -154,7 +154,7 @@ def test_the_server_tells_how_it_is(site: XrootdSite) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{site.observe}/metrics", timeout=5) as page:
         text = page.read().decode()
     for name in ("redirector", "cms-cmsprd", "atlas-atlprd"):
-        assert f'edged_xrootd_probe_up{{instance="{name}"}} 1.0' in text
+        assert f'edged_xrootd_probe_up{{server="{name}"}} 1.0' in text
 
 
 def test_doctor_and_commands(site: XrootdSite, tmp_path: Path) -> None:

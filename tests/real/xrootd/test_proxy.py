@@ -262,6 +262,7 @@ def place() -> Iterator[Place]:
         except TimeoutError:
             raise RuntimeError((directory / "log").read_text()[-4000:]) from None
         yield found
+        assert "server ended" not in (directory / "log").read_text(), "something made the proxy end"
         daemon.terminate()
         daemon.wait(20)
 
