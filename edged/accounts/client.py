@@ -26,7 +26,7 @@ from edged.logs import get_logger
 
 log = get_logger("edged.accounts")
 
-HANDLES = 8192  # below what a worker keeps per channel
+HANDLES = 2048  # kept at both ends, some KiB each: job grants are many and seldom used again
 PATIENCE_S = 3.0  # accountd restarts within this; nothing was done yet, so waiting is safe
 ADMISSION_S = 30.0
 RETRY_S = 0.05
@@ -121,6 +121,8 @@ class AccountClient:
         held = self._held.get((grant, worker))
         if held is None or not held.channel.usable:
             held = await self._admit(grant, worker)
+        else:
+            self._held.move_to_end((grant, worker))
         for last in (False, True):
             try:
                 fd = None if body is None else body()

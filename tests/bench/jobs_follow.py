@@ -54,9 +54,10 @@ async def main(count: int) -> None:
             before = tree_seconds(pid)
             await asyncio.sleep(MEASURED_S)
             share = (tree_seconds(pid) - before) / MEASURED_S
-            memory = sum(pss_bytes(one) for one in tree(pid)) / (1 << 20)
+            memory = [pss_bytes(one) / 1e6 for one in tree(pid)]
             print(
-                f"following {count}: {share:.1%} of a core (bar 3 %), {memory:.0f} MiB PSS in all (bar 200 MB)"
+                f"following {count}: {share:.1%} of a core (bar 3 %), {sum(memory):.0f} MB PSS in all (bar 200 MB): "
+                + ", ".join(f"{one:.0f}" for one in memory)
             )
             late = [await lateness(api) for _ in range(5)]
             print(f"end seen after {sorted(late)[2]:.1f} s median, {max(late):.1f} s at most (bar 5 s)")
