@@ -39,7 +39,10 @@ async def fill(api: Any, count: int) -> None:
 
 async def main(count: int) -> None:
     """Print the figures."""
-    with tempfile.TemporaryDirectory(prefix="edged-bench-") as root, SlurmTestbed() as slurm:
+    with (
+        tempfile.TemporaryDirectory(prefix="edged-bench-") as root,
+        SlurmTestbed(max_jobs=count + 100) as slurm,
+    ):
         site = Site(Path(root))
         site.sections.update(
             slurm_settings(
