@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from aiohttp import web
 
@@ -22,7 +22,7 @@ from services.storage.namespace import Target
 from services.storage.properties import SECOND_NS, http_date, is_directory, media_type
 from services.storage.ranges import Multipart, Span
 from services.storage.sending import Connection, Source
-from services.storage.transfers import Transfers
+from services.storage.transfers import Transfer, Transfers
 
 log = get_logger("edged.storage.reading")
 
@@ -134,11 +134,11 @@ class Reading:
     ) -> None:
         """All pieces; on any failure the connection is cut, because the head has promised the rest."""
         verdict = exchange.verdict
-        counted = (
-            self._transfers.running("read", verdict.principal, verdict.account, connection.abort)
-            if length > BLOCK
-            else nullcontext()
-        )
+        counted: AbstractContextManager[Transfer | None] = nullcontext()
+        if length > BLOCK:
+            counted = self._transfers.running("read", verdict.principal, verdict.account, connection.abort)
+        else:
+            self._transfers.brief("read", verdict.vo, verdict.account, length)
         source = Source(opened.fd, self._disk_of(exchange.target), opened.entry)
         try:
             with counted as transfer:

@@ -39,6 +39,7 @@ from services.storage.thirdparty.dial import Dialer
 from services.storage.thirdparty.turns import Turns
 from services.storage.transfers import Transfers
 from services.storage.upkeep import Upkeep
+from services.storage.usage import Bookkeeper, files_of
 from services.storage.wellknown import WellKnown
 from services.storage.writing import Writing
 
@@ -51,7 +52,9 @@ def build(config: Config, context: Context) -> list[Service]:
         return []
     identity = IdentityClient(config, NAME)
     accounts = AccountClient.of(config)
-    return [identity, accounts, StorageFront(config, config.storage, identity, accounts, context)]
+    front = StorageFront(config, config.storage, identity, accounts, context)
+    books = Bookkeeper(front.transfers, files_of(config), tends=context.worker == 0)
+    return [identity, accounts, books, front]
 
 
 class StorageFront:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -18,17 +19,31 @@ CUT = metrics.counter("storage_transfers_cut", "Transfers we broke off.", ("why"
 
 SWEEP_S = 5.0
 
+Who = tuple[str, str, str]  # VO, account, kind of transfer
+
 
 class Transfer:
     """One running transfer. Whoever moves its bytes adds them to ``moved``."""
 
-    __slots__ = ("_abort", "_seen", "_still", "account", "cut", "kind", "moved", "principal", "watched")
+    __slots__ = (
+        "_abort",
+        "_seen",
+        "_still",
+        "account",
+        "booked",
+        "cut",
+        "kind",
+        "moved",
+        "principal",
+        "watched",
+    )
 
     def __init__(self, kind: str, principal: Principal, account: str, abort: Callable[[], object]) -> None:
         self.kind = kind
         self.principal = principal
         self.account = account
         self.moved = 0
+        self.booked = 0  # of them, those already counted as used
         self.cut = ""
         self.watched = True
         self._abort = abort
@@ -57,6 +72,7 @@ class Transfers:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._running: set[Transfer] = set()
+        self._used: Counter[Who] = Counter()
 
     def __len__(self) -> int:
         return len(self._running)
@@ -88,7 +104,31 @@ class Transfers:
         finally:
             self._running.discard(transfer)
             gauge.dec()
-            BYTES.labels(kind, principal.vo).inc(transfer.moved)
+            BYTES.labels(kind, principal.vo).inc(max(transfer.moved, 0))
+            self._book(transfer)
+
+    def brief(self, kind: str, vo: str, account: str, count: int) -> None:
+        """A transfer too short to be watched. Hot: every small GET."""
+        BYTES.labels(kind, vo).inc(count)
+        self._used[vo, account, kind] += count
+
+    def take(self) -> Counter[Who]:
+        """What was moved since the last call, by those that still run too."""
+        for transfer in self._running:
+            self._book(transfer)
+        taken, self._used = self._used, Counter()
+        return taken
+
+    def give_back(self, taken: Counter[Who]) -> None:
+        """It could not be written: count it again next time."""
+        self._used.update(taken)
+
+    def _book(self, transfer: Transfer) -> None:
+        """Bytes that were sent twice, after a break, were used twice."""
+        count = transfer.moved - transfer.booked
+        transfer.booked = transfer.moved
+        if count > 0:
+            self._used[transfer.principal.vo, transfer.account, transfer.kind] += count
 
     def cut(self, covers: Callable[[Principal], bool], _keep_jobs: bool) -> None:
         """A ban came: close everything of whom it covers (IdentityClient.on_ban)."""
