@@ -54,16 +54,16 @@ def dated(what: str, certificate: x509.Certificate, now: datetime) -> Finding:
 def _named(certificate: x509.Certificate, names: tuple[str, ...]) -> Finding:
     try:
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        dns = held.get_values_for_type(x509.DNSName)
+        there = [*held.get_values_for_type(x509.DNSName), *map(str, held.get_values_for_type(x509.IPAddress))]
     except x509.ExtensionNotFound:
-        dns = []
-    missing = [name for name in names if not any(_covers(pattern, name) for pattern in dns)]
+        there = []
+    missing = [name for name in names if not any(_covers(pattern, name) for pattern in there)]
     if not missing:
         return Finding(PART, True, f"is for {', '.join(names)}")
     return Finding(
         PART,
         False,
-        f"is not for {', '.join(missing)} (it has {', '.join(dns) or 'no names'})",
+        f"is not for {', '.join(missing)} (it has {', '.join(there) or 'no names'})",
         "ask the CA for one with all of site.host and site.aliases as subject alternative names",
     )
 

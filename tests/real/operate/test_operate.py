@@ -156,7 +156,7 @@ async def test_the_portal_sees_every_part_and_reads_every_audit_log(edge: Edge) 
     assert found["unread"] == []
     assert {"token", "job accepted"} <= {line["event"] for line in found["lines"]}, found["lines"][:3]
     page = await asyncio.to_thread(_page, edge)
-    assert "Everything is ready." in page and "cmsprd" in page
+    assert "Everything is ready." in page and "TEST-SITE" in page
     audits = edge.machine.read("find", "/var/log/edged", "-name", "audit.log", "-printf", "%u %m %h\n")
     owners = {line.rpartition("/")[2]: line.split()[0] for line in audits.splitlines()}
     assert {"identity", "jobs", "storage"} <= set(owners)
