@@ -88,7 +88,14 @@ async def steps(demo: Demo) -> None:
             step.result = "done"
         async with demo.step("read it by WebDAV") as step, session.get(f"{PATH}-2") as answer:
             _expect(await answer.read() == DATA, "other bytes")
-            step.result = f"{answer.status}, {answer.headers.get('Digest', 'no digest')}"
+            step.result = f"{answer.status}, {len(DATA)} bytes, the same"
+        asked = {"Want-Digest": "adler32"}
+        async with (
+            demo.step("its checksum by WebDAV") as step,
+            session.head(f"{PATH}-2", headers=asked) as answer,
+        ):
+            _expect(answer.headers.get("Digest") == f"adler32={adler}", f"expected {adler}")
+            step.result = answer.headers["Digest"]
         async with demo.step("refused: a sibling of its scope") as step:
             narrow = demo.token("storage.read:/both", "storage.modify:/both")
             said = await client.run("xrdfs", client.url, "stat", PATH, token=narrow, may_fail=True)
