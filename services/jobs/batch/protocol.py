@@ -303,6 +303,15 @@ class BatchSystem(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsNodes(Protocol):
+    """A batch system that can tell where its nodes are: their names need not be known outside of it."""
+
+    async def addresses(self, grant: bytes, nodes: Sequence[str]) -> Sequence[str]:
+        """Addresses (or other names) of ``nodes``, those it knows."""
+        ...
+
+
 class Driver(Protocol):
     """What an entry point of the group ``edged.batch`` names."""
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edged.errors import BadRequest
 from services.jobs.batch.protocol import BatchState, Cause, GpuState
 from services.jobs.batch.slurm import accounting, queue, site
 
@@ -125,3 +126,18 @@ def test_any_output_is_survived(output: str) -> None:
     site.Partitions(deadline_s=1).parse(output)
     site.Allocations(deadline_s=1).parse(output)
     site.About(deadline_s=1).parse(output)
+
+
+def test_addresses_of_nodes() -> None:
+    """``scontrol show node -o``: the address may be a name, a number, or what the node is called."""
+    verb = site.NodeAddresses(nodes=("g1", "c2"), deadline_s=1)
+    output = (
+        "NodeName=g1 Arch=x86_64 CoresPerSocket=16 NodeAddr=10.1.2.3 NodeHostName=g1 Version=22.05.8 \n"
+        "NodeName=c2 Arch=x86_64 NodeAddr=fd00::2 NodeHostName=vm Version=22.05.8 \n"
+        "NodeName=c3 NodeHostName=c3 Comment=nothing \n"
+    )
+    assert verb.argv() == ["scontrol", "show", "node", "-o", "g1,c2"]
+    assert verb.parse(output) == ["10.1.2.3", "fd00::2"]
+    for name in ("-a", "g1,g2", "g1\n", "g 1", ""):
+        with pytest.raises(BadRequest):
+            site.NodeAddresses(nodes=(name,), deadline_s=1).argv()

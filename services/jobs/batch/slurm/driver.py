@@ -123,6 +123,11 @@ class Slurm:
             allocations=tuple(allocations),
         )
 
+    async def addresses(self, grant: bytes, nodes: Sequence[str]) -> Sequence[str]:
+        """See ``protocol.KnowsNodes``."""
+        verb = about.NodeAddresses(nodes=tuple(nodes), deadline_s=self._deadline_s)
+        return await self._perform(grant, verb, list[str])
+
     async def _about(self, grant: bytes) -> about.Cluster:
         """Asked once. Raises Unavailable while slurmctld does not answer: nothing was done."""
         if self._cluster is None:
@@ -160,6 +165,7 @@ class SlurmDriver:
         about.About,
         about.Partitions,
         about.Allocations,
+        about.NodeAddresses,
     )
 
     def create(self, config: Jobs, accounts: Batch) -> Slurm:

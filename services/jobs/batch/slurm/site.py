@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from edged.accounts.api import BatchVerb
+from edged.errors import BadRequest
 from edged.identity.words import Action
 from services.jobs.batch.protocol import Allocation, GpuState, PartitionState
 from services.jobs.batch.slurm.accounting import tres
@@ -131,6 +132,30 @@ def limit(text: str) -> int | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+_NODE_ADDRESS = re.compile(r"(?:^|\s)NodeAddr=([0-9A-Za-z.:_-]+)")
+_NODE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]*", re.ASCII)
+
+
+class NodeAddresses(BatchVerb, frozen=True, kw_only=True):
+    """By which address slurmctld reaches each node: a name of Slurm's need not be one of the DNS."""
+
+    action: ClassVar[Action] = Action.JOB_POLL
+    nodes: tuple[str, ...]
+    deadline_s: float
+
+    def perform(self, where: Workplace) -> list[str]:
+        return self.parse(listing(where, self.argv(), self.deadline_s)) if self.nodes else []
+
+    def argv(self) -> list[str]:
+        """Raises BadRequest for what is no node's name."""
+        if not all(_NODE_NAME.fullmatch(node) for node in self.nodes):
+            raise BadRequest("not the name of a node")
+        return ["scontrol", "show", "node", "-o", ",".join(self.nodes)]
+
+    def parse(self, output: str) -> list[str]:
+        return [match[1] for line in output.splitlines() if (match := _NODE_ADDRESS.search(line))]
 
 
 class Allocations(BatchVerb, frozen=True, kw_only=True):
