@@ -71,6 +71,28 @@ def _address(space: Namespace, device: str, *addresses: str) -> None:
 
 
 @contextmanager
+def far_side(tag: str) -> Iterator[tuple[Namespace, str, str]]:
+    """One namespace beyond a link of its own: the namespace, its address, and ours."""
+    number = os.getpid() % 16000
+    net = f"10.{64 + number // 256}.{number % 256}"  # 10.64.0.0/10: one /24 for each test process
+    space, device = Namespace(f"{tag}-{os.getpid()}"), f"far{os.getpid()}"
+    try:
+        _ip("netns", "add", space.name)
+        space.run("ip", "link", "set", "lo", "up")
+        _ip("link", "add", device, "type", "veth", "peer", "ib0", "netns", space.name)
+        _ip("address", "add", f"{net}.1/24", "dev", device)
+        _ip("link", "set", device, "up")
+        _address(space, "ib0", f"{net}.2/24")
+        yield space, f"{net}.2", f"{net}.1"
+    finally:
+        for process in space.processes:
+            process.kill()
+            process.wait(10)
+        subprocess.run(["ip", "link", "del", device], check=False, timeout=10)
+        subprocess.run(["ip", "netns", "del", space.name], check=False, timeout=10)
+
+
+@contextmanager
 def site(tag: str, *, inside_mtu: int = 1500, forward: bool = True) -> Iterator[Site]:
     """A site whose namespaces carry ``tag`` and this process's number in their names."""
     unique = f"{tag}-{os.getpid()}"

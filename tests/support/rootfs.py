@@ -72,7 +72,7 @@ def unpack(into: Path) -> None:
     """A fresh copy below ``into``, about a second. Raises CannotBuild."""
     into.mkdir(parents=True, exist_ok=True)
     command = ["tar", "--numeric-owner", "--xattrs", "--use-compress-program=zstd", "-xf", str(archive())]
-    _run([*command, "-C", str(into)], 120.0)
+    run([*command, "-C", str(into)], 120.0)
 
 
 def _make(release: str, packed: Path) -> None:
@@ -82,11 +82,11 @@ def _make(release: str, packed: Path) -> None:
     scratch = packed.with_name(f".build-{os.getpid()}")
     try:
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        _run([*command, release, str(scratch), _mirror()], BUILD_S)
+        run([*command, release, str(scratch), mirror()], BUILD_S)
         _trim(scratch)
         partial = packed.with_suffix(".partial")
         tar = ["tar", "-C", str(scratch), "--numeric-owner", "--xattrs", "--use-compress-program=zstd -T0 -3"]
-        _run([*tar, "-cf", str(partial), "."], 300.0)
+        run([*tar, "-cf", str(partial), "."], 300.0)
         partial.rename(packed)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -112,7 +112,7 @@ def _release() -> str:
     return name
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """The archive the host itself uses."""
     apt = Path("/etc/apt")
     for file in (apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))):
@@ -125,7 +125,7 @@ def _mirror() -> str:
     raise CannotBuild("this machine's apt sources name no Debian archive")
 
 
-def _run(command: list[str], limit_s: float) -> None:
+def run(command: list[str], limit_s: float) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
     if done.returncode != 0:
         raise CannotBuild(f"{command[0]} failed: {(done.stderr or done.stdout)[-1500:]}")

@@ -22,11 +22,17 @@ class Signing:
     """Implements ``edged.sshca.Credentials`` for drivers under test; change its fields to misbehave."""
 
     def __init__(
-        self, *, life_s: float = 300.0, jwt_key: Path | None = None, force_command: str = ""
+        self,
+        *,
+        life_s: float = 300.0,
+        jwt_key: Path | None = None,
+        force_command: str = "",
+        source_addresses: tuple[str, ...] = (),
     ) -> None:
         self.key = Ed25519PrivateKey.generate()
         self.life_s = life_s
         self.force_command = force_command
+        self.source_addresses = source_addresses
         self.signed = 0
         self._jwt_key = jwt_key
         self._grants = Ed25519PrivateKey.generate()
@@ -66,6 +72,7 @@ class Signing:
             key_id="tests",
             valid_from=now - 3600,
             valid_to=now + self.life_s,
+            source_addresses=self.source_addresses,
             force_command=f"{self.force_command} --may {may}" if self.force_command else "",
         )
         return sshca.sign(order, self.key)

@@ -13,6 +13,7 @@ For a developer: ``python -m tests.support.slurm up`` prints the line a shell ne
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import secrets
 import shutil
@@ -38,6 +39,7 @@ from tests.support.slurm_files import (
     slurm_conf,
     slurmdbd_conf,
 )
+from tests.support.slurm_release import Release
 from tests.support.waiting import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd", "sbatch", "mariadb-install-db")
@@ -72,9 +74,12 @@ def missing() -> str | None:
 
 
 class SlurmTestbed:
-    """One private cluster. Keywords are those of ``Layout``, e.g. ``max_jobs=20`` or ``cgroup=True``."""
+    """One private cluster. Keywords are those of ``Layout``, e.g. ``max_jobs=20`` or ``cgroup=True``.
 
-    def __init__(self, root: Path | None = None, **layout: object) -> None:
+    ``release``: another Slurm than the host's; munge and the database are the host's in any case.
+    """
+
+    def __init__(self, root: Path | None = None, *, release: Release | None = None, **layout: object) -> None:
         self.root = root or Path(tempfile.mkdtemp(prefix="edged-slurm-"))
         # 16 node ports are enough for any test; Layout takes what it needs
         nodes = int(str(layout.get("cpu_nodes", 2))) + int(str(layout.get("gpu_nodes", 1)))
@@ -85,6 +90,7 @@ class SlurmTestbed:
             database=secrets.token_hex(12),
             **layout,  # type: ignore[arg-type]
         )
+        self.software = release
         self.environment = {"SLURM_CONF": str(self.layout.slurm_conf), "PATH": "/usr/bin:/bin", "LC_ALL": "C"}
         self.daemons: list[Daemon] = []
         self.controller = self._slurmctld()
@@ -150,6 +156,9 @@ class SlurmTestbed:
         self, *argv: str, timeout: float = 30, user: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """A Slurm client, as root or as ``user``; its status is the caller's to judge."""
+        if self.software is not None and not argv[0].startswith(("mariadb", "munge")):
+            group = pwd.getpwnam(user).pw_gid if user else None
+            argv, user = tuple(self.software.inside(argv, user, str(group))), None
         return subprocess.run(
             argv, env=self.environment, cwd="/", capture_output=True, text=True, timeout=timeout,
             user=user, group=_group(user), extra_groups=[] if user else None, check=False,
@@ -296,7 +305,7 @@ class SlurmTestbed:
             "MYSQL_UNIX_PORT": str(self.layout.database_socket),
         }
         log = self.root / "log/start.log"
-        self._start(Daemon("slurmdbd", ["slurmdbd", "-D"], log, user="slurm", environment=environment))
+        self._start(self._daemon("slurmdbd", ["slurmdbd", "-D"], log, "slurm", environment))
         until(self._accounting_answers, "slurmdbd", 60)
         for line in ACCOUNTING.format(cluster=CLUSTER).strip().splitlines():
             self.output("sacctmgr", "-i", *line.split())
@@ -308,19 +317,27 @@ class SlurmTestbed:
     def _slurmctld(self) -> Daemon:
         argv = ["slurmctld", "-D", "-f", str(self.layout.slurm_conf)]
         environment = {"SLURM_CONF": str(self.layout.slurm_conf)}
-        return Daemon("slurmctld", argv, self.root / "log/start.log", user="slurm", environment=environment)
+        return self._daemon("slurmctld", argv, self.root / "log/start.log", "slurm", environment)
 
     def _slurmd(self, node: str) -> Daemon:
         argv = ["slurmd", "-D", "-N", node, "-f", str(self.layout.slurm_conf)]
         environment = {"SLURM_CONF": str(self.layout.slurm_conf)}
-        return Daemon(f"slurmd {node}", argv, self.root / "log/start.log", environment=environment)
+        return self._daemon(f"slurmd {node}", argv, self.root / "log/start.log", None, environment)
 
     def _slurmrestd(self) -> Daemon:
         """It refuses to be root or SlurmUser; SLURM_JWT=daemon: it speaks for whoever brings a token."""
         argv = ["slurmrestd", "-a", "rest_auth/jwt", "-t", "4", f"unix:{self.layout.rest_socket}"]
         environment = {"SLURM_CONF": str(self.layout.slurm_conf), "SLURM_JWT": "daemon"}
         log = self.root / "log/start.log"
-        return Daemon("slurmrestd", argv, log, user=REST.name, environment=environment)
+        return self._daemon("slurmrestd", argv, log, REST.name, environment)
+
+    def _daemon(
+        self, name: str, argv: list[str], log: Path, user: str | None, environment: dict[str, str]
+    ) -> Daemon:
+        """A daemon of Slurm: of the host's, or of another release."""
+        if self.software is not None:
+            argv, user = self.software.inside(argv, user), None
+        return Daemon(name, argv, log, user=user, environment=environment)
 
     def _states(self) -> dict[str, str]:
         done = self.run("sinfo", "-h", "-N", "-o", "%N %T", timeout=15)
@@ -340,8 +357,6 @@ class SlurmTestbed:
 
 
 def _group(user: str | None) -> int | None:
-    import pwd
-
     return pwd.getpwnam(user).pw_gid if user else None
 
 

@@ -19,6 +19,8 @@ from types import TracebackType
 
 from tests.support import local_accounts
 from tests.support.daemons import Daemon
+from tests.support.netns import Namespace
+from tests.support.slurm_release import Release
 from tests.support.waiting import until
 
 SSHD = "/usr/sbin/sshd"
@@ -32,7 +34,10 @@ def missing() -> str | None:
 
 
 class Sshd:
-    """One login node. ``authority``: the SSH CA it trusts; ``settings``: more lines of sshd_config."""
+    """One login node. ``authority``: the SSH CA it trusts; ``settings``: more lines of sshd_config.
+
+    ``release``: sshd, Python and Slurm's clients of another release. ``space`` and ``address``: listen there.
+    """
 
     def __init__(
         self,
@@ -40,10 +45,14 @@ class Sshd:
         *,
         environment: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        release: Release | None = None,
+        space: Namespace | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="edged-sshd-"))
         self.root.chmod(0o755)
         self.port = _free_port()
+        self.address = address
         self._frozen: list[int] = []
         self._authority = authority
         self._environment = {"PATH": "/usr/bin:/bin", **(environment or {})}
@@ -53,7 +62,9 @@ class Sshd:
             **(settings or {}),
         }
         self.new_host_key()
-        self.daemon = Daemon("sshd", [SSHD, "-D", "-e", "-f", str(self.root / "config")], self.root / "log")
+        argv = [SSHD, "-D", "-e", "-f", str(self.root / "config")]
+        argv = release.inside(argv) if release else space.argv(argv) if space else argv
+        self.daemon = Daemon("sshd", argv, self.root / "log")
 
     def __enter__(self) -> Sshd:
         local_accounts.ensure()
@@ -70,12 +81,22 @@ class Sshd:
     @property
     def login(self) -> str:
         """As ``[[jobs.cluster]] login`` writes it."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def host_key(self) -> str:
         """As ``[[jobs.cluster]] host_keys`` writes it."""
         return " ".join((self.root / "host.pub").read_text().split()[:2])
+
+    def authorize(self, account: str, public_key: str) -> None:
+        """Let ``account`` in with this key."""
+        (self.root / f"keys-{account}").write_text(public_key + "\n")
+
+    def certify_host(self, authority: Path, *names: str) -> None:
+        """Show a host certificate for ``names``, signed by the key in ``authority``; from the next start on."""
+        argv = ["ssh-keygen", "-q", "-s", str(authority), "-I", "host", "-h", "-n", ",".join(names)]
+        subprocess.run([*argv, str(self.root / "host.pub")], check=True, timeout=30)
+        self._settings["HostCertificate"] = str(self.root / "host-cert.pub")
 
     def new_host_key(self) -> None:
         """Another host key, from the next start on."""
@@ -150,14 +171,14 @@ class Sshd:
         return (self.root / "log").read_text(errors="replace")
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as probe:
+        with suppress(OSError), socket.create_connection((self.address, self.port), 1) as probe:
             return probe.recv(4) == b"SSH-"
         return False
 
     def _config(self) -> str:
         lines = {
             "Port": str(self.port),
-            "ListenAddress": "127.0.0.1",
+            "ListenAddress": self.address,
             "HostKey": str(self.root / "host"),
             "PidFile": "none",
             "UsePAM": "no",

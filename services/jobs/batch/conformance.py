@@ -39,6 +39,8 @@ from services.jobs.batch.script import Files, Payload
 
 T = TypeVar("T")
 
+QUIET_S = 9.0  # longer than a driver takes for "just now"
+
 HOSTILE = (
     "plain", "", " two  words ", "new\nline", "tab\tand\rreturn", "$(touch owned)", "`touch owned`", "'\"\\",
     "; touch owned", "-rf", "*", "~", "${HOME}", "\x1b[2J", "é漢字", "#SBATCH --time=1", "a" * 5000,
@@ -197,7 +199,9 @@ class Conformance:
     async def test_unknown_and_foreign_refs_are_missing(self, subject: Subject) -> None:
         ref = await subject.shell("exit 0")
         await subject.final(ref)
-        unknown = BatchRef(ref.cluster, "999999999", 0.0, "edged-nobody")
+        unknown = BatchRef(
+            ref.cluster, "66666666", 0.0, "edged-nobody"
+        )  # Slurm has no number above 67,108,863
         impostor = BatchRef(ref.cluster, ref.id, ref.submitted_at, "edged-somebodyelse")
         assert await subject.system.finals(subject.grant, [unknown, impostor]) == []
         await subject.system.cancel(subject.grant, unknown)
@@ -265,6 +269,17 @@ class Conformance:
         assert ref.name in after.since(None).gone | {job.ref.name for job in after.since(None).changed}
         assert ref.name in before.since(after).gone
         assert not after.since(after).changed
+
+    async def test_a_job_stays_in_sight_while_nothing_changes(self, subject: Subject) -> None:
+        """What answers "nothing new" must not be taken for "nothing there"."""
+        ref = await subject.shell("sleep 300")
+        await subject.seen(ref, BatchState.RUNNING)
+        end = time.monotonic() + QUIET_S
+        while time.monotonic() < end:
+            found = await subject.system.sweep(subject.grant)
+            assert ref.name in {job.ref.name for job in found.jobs()}
+            await asyncio.sleep(0.5)
+        await subject.system.cancel(subject.grant, ref)
 
     async def test_dependents_wait_or_are_cancelled(self, subject: Subject) -> None:
         if not subject.dependencies:

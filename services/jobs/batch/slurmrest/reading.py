@@ -22,6 +22,7 @@ from services.jobs.batch.protocol import (
 from services.jobs.batch.slurm.hostlist import expand
 from services.jobs.batch.slurm.site import gpus
 from services.jobs.batch.slurm.states import standing
+from services.jobs.batch.slurmrest.wire import Told
 
 
 class Fault(msgspec.Struct):
@@ -56,6 +57,7 @@ class Jobs(msgspec.Struct):
 
     jobs: list[Live] = []
     errors: list[Fault] = []
+    last_update: Any = None
 
 
 class Submitted(msgspec.Struct):
@@ -99,11 +101,26 @@ def word(value: Any) -> str:
     return str(value or "")
 
 
+def unchanged(told: Told) -> bool:
+    """Whether an answer to ``update_time`` says that nothing has changed since.
+
+    A 304 until v0.0.38; later a 200 that lists no job and tells no time of a change (v0.0.39 tells none ever:
+    there an emptied queue is seen at the next whole listing).
+    """
+    if told.status == 304:
+        return True
+    try:
+        answer = msgspec.json.decode(told.body, type=Jobs)
+    except msgspec.MsgspecError:
+        return False
+    return told.status == 200 and not answer.jobs and not answer.errors and not number(answer.last_update)
+
+
 def live(job: Live, cluster: str) -> BatchJob:
     """What a sweep shows of a job."""
     reason = "" if job.state_reason in (None, "None") else str(job.state_reason)
     found = standing(word(job.job_state), reason)
-    code = number(job.exit_code) if not isinstance(job.exit_code, dict) else None
+    code, signal = _ended(job.exit_code)
     return BatchJob(
         ref=BatchRef(cluster, str(job.job_id), float(number(job.submit_time) or 0), job.name or ""),
         state=found.state,
@@ -113,8 +130,8 @@ def live(job: Live, cluster: str) -> BatchJob:
         nodes=expand(job.nodes or ""),
         cause=found.cause,
         may_still_run=found.may_still_run,
-        exit_code=(code >> 8) if code is not None and found.state.final else None,
-        signal=(code & 0x7F) if code is not None and found.state.final else 0,
+        exit_code=code if found.state.final else None,
+        signal=signal if found.state.final else 0,
     )
 
 
@@ -155,6 +172,14 @@ def remembered(row: Mapping[str, Any], cluster: str, uids: Mapping[str, int]) ->
         max_rss=max((_memory(step) for step in steps), default=0) or None,
         tres=_tres(row.get("tres")),
     )
+
+
+def _ended(told: Any) -> tuple[int | None, int]:
+    """Exit code and signal of a live job: a wait status until v0.0.39, what accounting has later."""
+    if isinstance(told, dict) and "return_code" in told:
+        return ending(told)
+    status = number(told)
+    return (None, 0) if status is None else (status >> 8, status & 0x7F)
 
 
 def ending(told: Mapping[str, Any]) -> tuple[int | None, int]:

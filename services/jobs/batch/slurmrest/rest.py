@@ -1,20 +1,18 @@
 """Talking to one slurmrestd: connections, a short token per account, the API's version, faults in words.
 
 slurmrestd answers 500 for most things that go wrong, an expired token among them (it then cannot load what it
-was asked for). So a 500 costs the token its place here: the next question brings a new one.
+was asked for). So every error costs the token its place here: the next question brings a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
 
 from edged import metrics
@@ -25,19 +23,11 @@ from edged.identity.words import Action
 from edged.logs import get_logger
 from edged.sshca import Credentials, SlurmToken
 from services.jobs.batch.slurmrest import shapes
+from services.jobs.batch.slurmrest.wire import NotSent, Told, Wire
 
 log = get_logger("edged.jobs.slurmrest")
 
-ANSWER_BYTES = 512 << 20
 REQUESTS = metrics.counter("slurmrest_requests", "Requests to slurmrestd, by status.", ("cluster", "status"))
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """An answer: its HTTP status and its body."""
-
-    status: int
-    body: bytes
 
 
 class Rest:
@@ -49,33 +39,25 @@ class Rest:
         self._credentials = credentials
         self._deadline_s = deadline_s
         self._tokens: dict[tuple[str, str], SlurmToken] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._wire: Wire | None = None
         self._version: str | None = cluster.api_version or None
         self._trouble: str | None = None
-        self._base = "http://slurmrestd" if cluster.url.startswith("unix:") else cluster.url
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
-        timeout = aiohttp.ClientTimeout(total=self._deadline_s, connect=self._deadline_s / 2)
-        async with aiohttp.ClientSession(
-            connector=self._connector(), timeout=timeout, auto_decompress=False
-        ) as session:
-            self._session = session
-            try:
-                yield
-            finally:
-                self._session = None
+        ca_file = str(self.cluster.ca_file) if self.cluster.ca_file else None
+        self._wire = Wire(
+            self.cluster.url, ca_file, limit=self.cluster.connections, deadline_s=self._deadline_s
+        )
+        try:
+            yield
+        finally:
+            self._wire.close()
+            self._wire = None
 
     def not_ready(self) -> str | None:
         """The last trouble, until something works again."""
         return self._trouble
-
-    def _connector(self) -> aiohttp.BaseConnector:
-        limit = self.cluster.connections
-        if self.cluster.url.startswith("unix:"):
-            return aiohttp.UnixConnector(self.cluster.url.removeprefix("unix:"), limit=limit)
-        ca = str(self.cluster.ca_file) if self.cluster.ca_file else None
-        return aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=ca), limit=limit)
 
     async def version(self, grant: bytes) -> str:
         """The newest API version both sides know, asked once. Raises Unavailable."""
@@ -107,7 +89,7 @@ class Rest:
         url = f"/slurm/{await self.version(grant)}/job/submit"
         try:
             return await self._ask(grant, "POST", url, action=Action.JOB_SUBMIT, body=body)
-        except _NotSent as error:
+        except NotSent as error:
             raise Busy(error.message, retry_after_s=5.0, detail=error.detail) from error
         except Unavailable as error:
             raise UnknownOutcome("it is not known whether Slurm has the job", detail=str(error)) from error
@@ -127,26 +109,19 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Told:
-        if self._session is None:
-            raise _NotSent("edged stops")
+        if self._wire is None:
+            raise NotSent("edged stops")
         token = await self._token(grant, action)
         headers = {"X-SLURM-USER-NAME": token.account, "X-SLURM-USER-TOKEN": token.text}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
+        target = f"{url}?{urlencode(query)}" if query else url
         data = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._session.request(
-                method, self._base + url, params=query, data=data, headers=headers, allow_redirects=False
-            ) as response:
-                told = Told(response.status, await _limited(response))
-        except aiohttp.ClientConnectorError as error:
-            self._trouble = "slurmrestd cannot be reached"
-            raise _NotSent(self._trouble, detail=str(error)) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._trouble = "slurmrestd does not answer"
-            raise Unavailable(self._trouble, detail=str(error) or type(error).__name__) from error
+            told = await self._wire.request(method, target, headers, data)
+        except Unavailable as error:
+            self._trouble = error.message
+            raise
         REQUESTS.labels(self.cluster.name, str(told.status)).inc()
-        if told.status in (401, 403, 500):
+        if told.status >= 400 and told.status != 404:
             self._drop(token)
         else:
             self._trouble = None
@@ -170,17 +145,3 @@ class Rest:
 
 class _Document(msgspec.Struct):
     paths: dict[str, msgspec.Raw]
-
-
-class _NotSent(Unavailable):
-    """No connection: slurmrestd has not seen the request."""
-
-
-async def _limited(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > ANSWER_BYTES:
-            raise Unavailable("slurmrestd says too much")
-        parts.append(part)
-    return b"".join(parts)

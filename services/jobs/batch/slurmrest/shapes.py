@@ -1,7 +1,7 @@
 """A submission as slurmrestd takes it. Pure; the request changed at v0.0.39 and at v0.0.41.
 
-v0.0.38 was run against a real slurmrestd 22.05. The later shapes follow the published schemas (release notes
-of Slurm's OpenAPI plugins) and were not run.
+Every version was run against real ones: v0.0.38 in 22.05, v0.0.38 to v0.0.40 in 23.11, v0.0.40 to v0.0.42 in
+24.11, v0.0.42 to v0.0.45 in 26.05 (tests/real/batch_remote/test_releases.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ def newest(paths: list[str]) -> str | None:
 def number(version: str) -> int:
     """``v0.0.40`` → 40."""
     return int(version.rpartition(".")[2])
+
+
+def moment(version: str, seconds: float) -> str:
+    """A time as ``update_time`` takes it: plain seconds until v0.0.39; v0.0.40 and v0.0.41 take only ``uts…``."""
+    return f"{'' if number(version) < 40 else 'uts'}{int(seconds)}"
 
 
 def request(version: str, asked: Submission, session: PurePosixPath, account: str) -> dict[str, Any]:

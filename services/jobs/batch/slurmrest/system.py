@@ -29,14 +29,15 @@ from services.jobs.batch.protocol import (
 from services.jobs.batch.slurm.driver import latest
 from services.jobs.batch.slurm.refusals import BUSY, REFUSALS
 from services.jobs.batch.slurmrest import reading, shapes
-from services.jobs.batch.slurmrest.rest import Rest, Told
+from services.jobs.batch.slurmrest.rest import Rest
+from services.jobs.batch.slurmrest.wire import Told
 
 T = TypeVar("T")
 
 CLOCKS_S = 5.0  # how far slurmctld's clock may be from ours before a change could be overlooked for a while
 WHOLE_S = 30.0  # a listing is taken anew at least this often
 LOOKUPS = 8
-INVALID_JOB = 2017
+INVALID_JOB = frozenset({2017, 2139})  # no such job; a number that no job can have
 UNKNOWN_KEY = 9001
 EARLIEST = 1_000_000_000
 
@@ -85,14 +86,14 @@ class SlurmRest:
         return self._settings.accounting
 
     async def sweep(self, grant: bytes, accounts: Sequence[str] = ()) -> Sweep:
-        """The whole listing, or "nothing has changed" (304), which costs next to nothing."""
+        """The whole listing, or "nothing has changed", which costs next to nothing."""
         owners = tuple(accounts) or (peek(grant).account,)
         taken_at = time.time()
         at, records = self._listed.get(owners, (0.0, frozenset[bytes]()))
         if taken_at - at < WHOLE_S:
-            since = str(int(at - CLOCKS_S))
+            since = shapes.moment(await self._rest.version(grant), at - CLOCKS_S)
             told = await self._rest.get(grant, "slurm", "jobs", update_time=since)
-            if told.status == 304:
+            if reading.unchanged(told):
                 return Sweep(taken_at, records, _read)
         else:
             told = await self._rest.get(grant, "slurm", "jobs")
@@ -136,7 +137,7 @@ class SlurmRest:
             return
         told = await self._rest.delete(grant, f"job/{ref.id}")
         answer = _decoded(told, reading.Jobs)
-        if told.status != 200 and not (answer and any(f.code == INVALID_JOB for f in answer.errors)):
+        if told.status != 200 and not (answer and any(f.code in INVALID_JOB for f in answer.errors)):
             raise Unavailable(
                 "slurmrestd did not cancel", detail=_words(told, answer.errors if answer else [])
             )
@@ -164,7 +165,7 @@ class SlurmRest:
         ``missing``: an unknown job id is an empty answer.
         """
         answer = _decoded(told, reading.Jobs)
-        if missing and answer is not None and any(fault.code == INVALID_JOB for fault in answer.errors):
+        if missing and answer is not None and any(fault.code in INVALID_JOB for fault in answer.errors):
             return []
         if told.status != 200 or answer is None:
             raise Unavailable(
