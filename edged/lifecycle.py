@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from edged import systemd
+from edged.errors import EdgeError, Unavailable
 from edged.logs import get_logger
 
 if TYPE_CHECKING:
@@ -76,6 +77,18 @@ class Background:
         task.add_done_callback(self._running.discard)
         return task
 
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` to its end though whoever asked for it may go away in the middle of it.
+
+        Raises what ``work`` raises; Unavailable when the service stops first.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(lambda it: it.exception())  # perhaps nobody is left to hear of it
+        task = self._group.create_task(_tell(work, done))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(done)
+
     async def __aenter__(self) -> Background:
         await self._group.__aenter__()
         return self
@@ -86,6 +99,19 @@ class Background:
         for task in self._running:
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
+
+
+async def _tell(work: Coroutine[Any, Any, T], done: asyncio.Future[T]) -> None:
+    """The outcome of ``work`` goes into ``done`` and nowhere else."""
+    try:
+        result = await work
+    except asyncio.CancelledError:
+        done.set_exception(Unavailable("edged is stopping"))
+        raise
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(result)
 
 
 @dataclass(slots=True)
@@ -150,8 +176,6 @@ async def run(
 
 async def _reload_on(changed: asyncio.Event, services: Sequence[Service], load: Callable[[], Config]) -> None:
     """Apply a new configuration at each SIGHUP; a broken file changes nothing and is logged."""
-    from edged.errors import EdgeError
-
     while True:
         await changed.wait()
         changed.clear()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy.exc import IntegrityError
@@ -41,6 +42,7 @@ HOUSEKEEPING_S = 60.0
 DRAINED = "drained"  # setting: comma-separated queue names, or *
 
 Files = Mapping[str, tuple[bytes, int]]
+T = TypeVar("T")
 
 
 class Engine:
@@ -88,7 +90,15 @@ class Engine:
             for name, batch in batches.items()
         }
         self._telling = Telling(config, self.registry, self.sites)
+        self._coming: dict[JobId, Job] = {}  # on their way into the journal
         self._tasks: Background | None = None
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """What writes runs to its end: a client that leaves in the middle must not leave half a change."""
+        if self._tasks is None:
+            work.close()
+            raise Unavailable("the job engine is not running")
+        return await self._tasks.whole(work)
 
     def _batch_of(self, job: JobId) -> str:
         known = self.registry.get(job)
@@ -171,7 +181,7 @@ class Engine:
             except EdgeError as error:
                 outcomes.append(error)
         if fresh:
-            await self._take(verdict, fresh)
+            await self._whole(self._take(verdict, fresh))
         return outcomes
 
     def _known(self, job: Job, fresh: Sequence[Draft]) -> Job | None:
@@ -186,12 +196,24 @@ class Engine:
 
     async def _take(self, verdict: Verdict, fresh: Sequence[Draft]) -> None:
         caller = policy.Caller(verdict.vo, verdict.account, verdict.job_class)
-        self.registry.load.admit(caller, len(fresh), len(self.registry), time.time())
-        rows = [(job, own, await self._identity.job_grant(verdict, job.id)) for job, own in fresh]
-        try:
-            await self._store.write(journal.insert(rows))
-        except IntegrityError:  # the same key came in twice at once: the other one is being accepted
-            raise Busy("the same job is being accepted at this moment", retry_after_s=1) from None
+        jobs = [job for job, _ in fresh]
+        with self.registry.load.admitted(caller, len(jobs), len(self.registry), time.time()):
+            self._coming.update((job.id, job) for job in jobs)
+            try:
+                rows = [(job, own, await self._identity.job_grant(verdict, job.id)) for job, own in fresh]
+                await self._store.write(journal.insert(rows))
+            except IntegrityError:  # the same key came in twice at once: the other one is being accepted
+                raise Busy("the same job is being accepted at this moment", retry_after_s=1) from None
+            finally:
+                for job in jobs:
+                    del self._coming[job.id]
+            self._accepted(rows)
+        for job in jobs:
+            if job.cancel:  # a ban overtook it; its journal does not know yet
+                await self.registry.save(job)
+
+    def _accepted(self, rows: Sequence[tuple[Job, Description, bytes]]) -> None:
+        """These are in the journal: from now on they are jobs."""
         for job, _, grant in rows:
             audit(
                 "job accepted",
@@ -281,8 +303,10 @@ class Engine:
 
     async def cancel(self, job: Job, who: str = "owner") -> None:
         """Ask for a job's end; durable when it returns. An ended job stays as it is."""
-        if job.state.final or job.cancel:
-            return
+        if not job.state.final and not job.cancel:
+            await self._whole(self._cancel(job, who))
+
+    async def _cancel(self, job: Job, who: str) -> None:
         job.cancel = who
         if job.state in (State.ACCEPTED, State.PREPARING):
             await self.registry.save(job)
@@ -295,7 +319,7 @@ class Engine:
         """Remove an ended job and its files. Conflict while it is not ended."""
         if not job.state.final:
             raise Conflict(f"the job is {job.state.value}; cancel it first")
-        await self._clean(job)
+        await self._whole(self._clean(job))
 
     async def clean_at_end(self, job: Job) -> None:
         """Remove a job soon after it has ended by itself."""
@@ -314,9 +338,14 @@ class Engine:
             raise Conflict("No more restarts allowed")
         if self.drained & {"*", job.queue}:
             raise Unavailable("the queue is draining: no new jobs for now")
-        self.registry.load.admit(
-            policy.Caller(job.vo, job.account, job.job_class), 1, len(self.registry) - 1, time.time()
-        )
+        await self._whole(self._restart(verdict, job))
+
+    async def _restart(self, verdict: Verdict, job: Job) -> None:
+        caller = policy.Caller(job.vo, job.account, job.job_class)
+        with self.registry.load.admitted(caller, 1, len(self.registry) - 1, time.time()):
+            await self._begin_again(verdict, job)
+
+    async def _begin_again(self, verdict: Verdict, job: Job) -> None:
         await self.registry.settled(job.id)
         grant = await self._identity.job_grant(verdict, job.id)
         await self._store.write(journal.regrant(job.id, grant))
@@ -345,9 +374,12 @@ class Engine:
             self.registry.grant(job.id), job.id, name, content, self.config.max_input, mode=mode
         )
         if name in job.missing:
-            job.missing = tuple(other for other in job.missing if other != name)
-            await self.registry.save(job)
-            self._pipeline.push(job)
+            await self._whole(self._received(job, name))
+
+    async def _received(self, job: Job, name: str) -> None:
+        job.missing = tuple(other for other in job.missing if other != name)
+        await self.registry.save(job)
+        self._pipeline.push(job)
 
     async def wait(self, job: Job, seen: float, timeout_s: float) -> Job:
         """Return when the job has changed after ``seen`` (its ``changed_at``), or at the timeout."""
@@ -364,6 +396,9 @@ class Engine:
         """A ban came: its jobs end, unless it says to keep them."""
         if keep_jobs or self._tasks is None:
             return
+        for job in self._coming.values():
+            if covers(job.owner):
+                job.cancel = "ban"
         for job in self.registry:
             if not job.state.final and covers(job.owner):
                 self._tasks.create_task(self._cancel_banned(job))

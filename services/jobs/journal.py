@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,7 +26,9 @@ JOBS = sa.Table(
     sa.Column("vo", sa.String(64), nullable=False),
     sa.Column("account", sa.String(32), nullable=False),
     sa.Column("state", sa.String(12), nullable=False, index=True),
-    sa.Column("owner_key", sa.String(400), unique=True),  # issuer, subject and idempotency key; NULL without
+    sa.Column(
+        "owner_key", sa.String(400), unique=True
+    ),  # digest of owner, role and idempotency key; NULL without
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float, index=True),
     sa.Column("description", sa.LargeBinary, nullable=False),
@@ -105,8 +108,11 @@ _UPDATE = (
 
 
 def owner_key(job: Job) -> str | None:
-    """What makes a repeated submission the same job."""
-    return f"{job.owner.issuer}\n{job.owner.subject}\n{job.key}" if job.key else None
+    """What makes a repeated submission the same job: the key, from the same person in the same role."""
+    if not job.key:
+        return None
+    said = (job.owner.issuer, job.owner.subject, job.vo, job.account, job.key)
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
 
 
 def insert(jobs: Sequence[tuple[Job, Description, bytes]]) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from edged.config.identity import Mapping
@@ -136,6 +137,7 @@ class Load:
     max_jobs: int
     held: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
     recent: dict[int, deque[float]] = field(default_factory=dict)
+    coming: Counter[Caller] = field(default_factory=Counter)  # admitted, not yet in the journal
 
     def moved(self, job: Job, before: State | None, after: State | None) -> None:
         """A job changed its state (None: it did not exist, or is gone)."""
@@ -158,6 +160,18 @@ class Load:
             if rule.per_minute is not None:
                 self.recent.setdefault(index, deque()).extend([now] * count)
 
+    @contextmanager
+    def admitted(self, caller: Caller, count: int, total: int, now: float) -> Iterator[None]:
+        """``admit``, and count them as queued while entered: until the caller has made them jobs, or failed to."""
+        self.admit(caller, count, total + self.coming.total(), now)
+        self.coming[caller] += count
+        try:
+            yield
+        finally:
+            self.coming[caller] -= count
+            if not self.coming[caller]:
+                del self.coming[caller]
+
     def _check(self, index: int, rule: Limit, count: int, now: float) -> None:
         who = (
             " ".join(filter(None, (rule.vo, rule.job_class and rule.job_class.value, rule.account))) or "all"
@@ -176,7 +190,8 @@ class Load:
 
     def count(self, rule: Limit, where: str) -> int:
         """Jobs the rule counts in ``queued`` or ``running``."""
-        return sum(
+        coming = sum(n for who, n in self.coming.items() if _concerns(rule, who)) if where == "queued" else 0
+        return coming + sum(
             number
             for (vo, job_class, account, part), number in self.held.items()
             if part == where

@@ -72,8 +72,11 @@ class Registry:
         return self._jobs[found] if found else None
 
     def grant(self, job: JobId) -> bytes:
-        """The job grant signed at submission."""
-        return self._grants[job]
+        """The job grant signed at submission. Raises NotFound: whoever holds a job may be slower than a clean."""
+        try:
+            return self._grants[job]
+        except KeyError:
+            raise NotFound("no such job") from None
 
     def regrant(self, job: JobId, grant: bytes) -> None:
         """A new job grant, for a job that begins again."""
