@@ -45,8 +45,7 @@ class Drafting:
             self._registry.of(verdict, after.job)
         if asked.delegation and not self._credentials.of(verdict.principal, asked.delegation).ready:
             raise BadRequest("the delegation is not finished: its certificate was never sent")
-        digest = hashlib.sha256(_canonical(asked)).hexdigest()[:32]
-        job = self._job(verdict, asked, queue, digest)
+        job = self._job(verdict, asked, queue)
         if asked.array is None:
             return [(job, asked)]
         own = msgspec.structs.replace(asked, array=None)
@@ -57,7 +56,7 @@ class Drafting:
         rule = policy.rule_of(self._mappings, verdict.account, verdict.job_class)
         return policy.choose_queue(self._config.queues, asked, caller, (rule.queue or "") if rule else "")
 
-    def _job(self, verdict: Verdict, asked: Description, queue: Queue, digest: str) -> Job:
+    def _job(self, verdict: Verdict, asked: Description, queue: Queue) -> Job:
         now = time.time()
         return Job(
             id=new_id(),
@@ -69,7 +68,7 @@ class Drafting:
             batch=queue.batch or self._config.batch,
             name=asked.name,
             key=asked.key,
-            digest=digest,
+            digest=_digest(asked) if asked.key else "",
             created_at=now,
             changed_at=now,
             resources=asked.resources,
@@ -86,6 +85,11 @@ class Drafting:
             keep_s=asked.keep_s or self._config.keep_s,
             history=[Step(now, State.ACCEPTED)],
         )
+
+
+def _digest(asked: Description) -> str:
+    """What tells a repeat from another job under the same key."""
+    return hashlib.sha256(_canonical(asked)).hexdigest()[:32]
 
 
 def _element(first: Job, asked: Description, index: int) -> Job:

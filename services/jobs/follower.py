@@ -30,7 +30,7 @@ SILENCE_S = 30.0  # accounting that did not answer is not asked for so long: it 
 NODE_FAILURE_S = 60.0  # a lost node's job may be put back by the site
 CANCEL_AGAIN_S = 15.0
 SPARE = 40.0  # a pause is so many times what the sweep took, for a big queue costs the controller too ...
-SPARE_AT_MOST = 1.7  # ... but at most so many poll_s: 5 s by default
+SPARE_AT_MOST = 1.5  # ... but at most so many poll_s: 4.5 s by default
 LOST_AFTER = 4  # times settle_s: for a job once seen, a restarting controller may need a while
 
 POLL_SECONDS = metrics.histogram(
