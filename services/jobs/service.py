@@ -25,7 +25,7 @@ from services.jobs.doors.interlink import wiring as interlink
 from services.jobs.doors.native import NativeDoor
 from services.jobs.engine import Engine
 from services.jobs.payload import Payloads
-from services.jobs.sessions import LocalSessions
+from services.jobs.sessions import Sessions, WorkerFiles
 
 NAME = ServiceName("jobs")
 
@@ -41,7 +41,7 @@ def build(config: Config, context: Context) -> list[Service]:
         config,
         journal.open_store(config),
         identity,
-        sessions=LocalSessions(accounts.files),
+        sessions=Sessions(WorkerFiles(accounts.files)),
         sessions_of={name: one.sessions for name, one in reached.items() if one.sessions is not None},
         batches={name: one.system for name, one in reached.items()},
         files_of=Payloads(config, config.jobs, identity).files,

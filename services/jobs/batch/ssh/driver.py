@@ -12,9 +12,10 @@ from edged.config.batch import SshCluster
 from edged.errors import ConfigError
 from services.jobs.batch.protocol import Reached, Surroundings
 from services.jobs.batch.slurm.driver import Slurm
-from services.jobs.batch.ssh.files import SftpSessions
+from services.jobs.batch.ssh.files import SftpFiles
 from services.jobs.batch.ssh.links import Links
 from services.jobs.batch.ssh.workplace import SshBatch
+from services.jobs.sessions import Sessions
 
 if TYPE_CHECKING:
     from edged.config.jobs import Jobs
@@ -34,11 +35,11 @@ class Reach:
     def __init__(self, links: Links) -> None:
         self.name = links.name
         self.batch = SshBatch(links)
-        self.sessions = SftpSessions(links)
+        self.files = SftpFiles(links)
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
-        async with self.batch.running(tasks), self.sessions.running(tasks):
+        async with self.batch.running(tasks), self.files.running(tasks):
             yield
 
     def not_ready(self) -> str | None:
@@ -56,7 +57,9 @@ class SshDriver:
         if not isinstance(site.cluster, SshCluster):
             raise ConfigError([f"jobs.cluster {site.cluster.name}: not of kind ssh"])
         reach = Reach(Links(site.cluster, site.credentials))
-        return Reached(SlurmOverSsh(site.cluster.name, site.config, reach.batch), reach.sessions, reach)
+        return Reached(
+            SlurmOverSsh(site.cluster.name, site.config, reach.batch), Sessions(reach.files), reach
+        )
 
 
 DRIVER = SshDriver()
