@@ -25,7 +25,7 @@ from edged.logs import audit, get_logger
 from edged.state import Store
 from edged.summary import Summary
 from services.jobs import gpus, journal, policy
-from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
+from services.jobs.batch.protocol import BatchSystem, KnowsNodes, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
 from services.jobs.drafting import Draft, Drafting
 from services.jobs.follower import Follower, Look
@@ -265,14 +265,27 @@ class Engine:
         if job.state is State.RUNNING and job.nodes and self._tasks is not None:
             self._tasks.create_task(self._report(job, ended=False))
 
+    async def _addresses(self, job: Job) -> Sequence[str]:
+        """Where the batch system reaches the job's nodes; without its answer their names must do."""
+        batch = self.batches[job.batch]
+        if not isinstance(batch, KnowsNodes):
+            return ()
+        try:
+            return await batch.addresses(self.registry.grant(job.id), job.nodes)
+        except EdgeError as error:
+            log.warning("addresses of nodes not told", extra={"job": job.id, "reason": str(error)})
+            return ()
+
     def _accounted(self, job: Job) -> None:
         """Accounting told what it did not know when the job ended: its usage is written anew."""
         if self._tasks is not None:
             self._tasks.create_task(self._account(job))
 
     async def _report(self, job: Job, *, ended: bool) -> None:
+        """Tell identity where the job is, or that it ended: its token counts there and then only."""
         try:
-            await self._identity.report_job(job.id, job.nodes, ended=ended)
+            places = job.nodes if ended else (*job.nodes, *await self._addresses(job))
+            await self._identity.report_job(job.id, places, ended=ended)
         except EdgeError as error:
             log.warning("job not reported to identity", extra={"job": job.id, "reason": str(error)})
 
