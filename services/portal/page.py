@@ -252,8 +252,8 @@ def _usage(now: Snapshot, clock: float) -> list[Child]:
         for name, title in (
             ("cpu_allocated_s", "CPU hours by day and VO"),
             ("gpu_allocated_s", "GPU hours by day and VO"),
-            ("bytes_in", "Bytes in by day and VO, egress"),
-            ("bytes_out", "Bytes out by day and VO, egress"),
+            ("bytes_in", "Bytes in by day and VO"),
+            ("bytes_out", "Bytes out by day and VO"),
         )
     ]
     return [

@@ -26,7 +26,7 @@ TREE = Path(__file__).parents[2]
 PLUGINS = TREE / "tests/real/operate/plugins/connection"
 ANSIBLE_S = 600.0
 SCOPES = "compute.read compute.create compute.modify compute.cancel storage.read:/ storage.modify:/"
-PORTS = {"identity": 8443, "jobs": 8444, "storage": 1094, "cache": 3128, "egress": 3129, "portal": 8445}
+PORTS = {"identity": 8443, "jobs": 8444, "storage": 8446, "cache": 3128, "egress": 3129, "portal": 8445}
 UNITS = (
     *("identity", "issuers", "identity-api", "accountd", "jobs", "storage", "cache", "egress", "netd"),
     "portal",

@@ -26,6 +26,7 @@ PACKAGES = (
     "python3-venv",
     "python3-apt",
     "ca-certificates",
+    "curl",
     "iproute2",
     "procps",
     "logrotate",

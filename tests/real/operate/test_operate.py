@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -179,6 +180,20 @@ def _page(edge: Edge) -> str:
     request = urllib.request.Request(f"{edge.url('portal')}/", headers=headers)
     with urllib.request.urlopen(request, timeout=20, context=tls) as answer:
         return str(answer.read().decode())
+
+
+GUIDE = Path(__file__).parents[3] / "ansible/GUIDE.md"
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("#")[0].strip()[:30])
+def test_every_command_of_the_guide_works(edge: Edge, block: str) -> None:
+    """As an operator types them: on the edge, as root, with a user's token in a file."""
+    edge.machine.write("/root/token", edge.token(), 0o600)
+    edge.machine.copy(edge.issuer.ca.file, "/root/ca.pem")
+    known = [f"EDGE={edge.machine.address}", "SSL_CERT_FILE=/root/ca.pem", "CURL_CA_BUNDLE=/root/ca.pem"]
+    script = f"cd /root; set -e\n{block}"
+    edge.machine.run("env", *known, "bash", "-c", script, limit_s=90)
 
 
 def test_a_node_reaches_what_the_rules_name_and_nothing_else(edge: Edge) -> None:

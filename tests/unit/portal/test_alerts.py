@@ -14,7 +14,7 @@ import pytest
 
 ROLE = Path(__file__).parents[3] / "ansible/roles/edged_monitoring/files"
 RULES = ROLE / "rules/edged.rules.yml"
-MEANING = Path(__file__).parents[3] / "services/portal/ALERTS.md"
+MEANING = Path(__file__).parents[3] / "ansible/GUIDE.md"
 PROMTOOL = shutil.which("promtool")
 HOURS = 8  # when it is looked; the clock begins at 0
 ERRORS, FINE = 'edged_http_requests_total{status="500"}', 'edged_http_requests_total{status="200"}'
