@@ -11,6 +11,7 @@ from edged.config.load import parse
 from edged.errors import ConfigError
 from services.jobs.batch.protocol import BatchState, Cause, GpuRequest, Submission
 from services.jobs.batch.slurmrest import reading, shapes
+from services.jobs.batch.slurmrest.wire import Told
 from services.jobs.batch.ssh.logins import address
 
 ASKED = Submission(
@@ -38,6 +39,45 @@ def test_the_newest_version_of_both() -> None:
     assert shapes.newest(["/slurm/v0.0.37/jobs", "/slurm/v0.0.38/jobs", "/slurmdb/v0.0.40/jobs"]) == "v0.0.38"
     assert shapes.newest(["/slurm/v0.0.44/jobs", "/slurm/v0.0.99/jobs"]) == "v0.0.44"
     assert shapes.newest(["/slurm/v0.0.36/jobs"]) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "unchanged"),
+    [
+        (Told(304, b""), True),  # v0.0.38
+        (Told(200, b'{"jobs":[],"warnings":[{"description":"No job changes since"}],"errors":[]}'), True),
+        (Told(200, b'{"jobs":[],"last_update":{"set":true,"number":0},"errors":[]}'), True),
+        (Told(200, b'{"jobs":[],"last_update":{"set":true,"number":1795234672},"errors":[]}'), False),
+        (Told(200, b'{"jobs":[{"job_id":1}],"last_update":{"set":true,"number":5},"errors":[]}'), False),
+        (Told(200, b'{"jobs":[],"errors":[{"error_number":5004}]}'), False),
+        (Told(500, b'{"jobs":[]}'), False),
+        (Told(200, b"not JSON"), False),
+    ],
+)
+def test_nothing_new_is_not_nothing_there(told: Told, unchanged: bool) -> None:
+    """As slurmrestd 22.05, 23.11, 24.11 and 26.05 answer ``update_time``."""
+    assert reading.unchanged(told) is unchanged
+
+
+def test_times_are_asked_for_as_each_version_takes_them() -> None:
+    assert [shapes.moment(f"v0.0.{n}", 5.9) for n in (38, 39, 40, 45)] == ["5", "5", "uts5", "uts5"]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (768, (3, 0)),  # v0.0.38: a wait status
+        ({"set": True, "infinite": False, "number": 9}, (0, 9)),  # v0.0.39
+        (
+            {"return_code": {"set": True, "number": 255}, "signal": {"id": {"set": False}}},
+            (255, 0),
+        ),  # v0.0.40
+        (None, (None, 0)),
+    ],
+)
+def test_exit_codes_of_live_jobs(told: Any, expected: tuple[int | None, int]) -> None:
+    found = reading.live(reading.Live(job_id=1, job_state="FAILED", exit_code=told), "x")
+    assert (found.exit_code, found.signal) == expected
 
 
 @pytest.mark.parametrize(
