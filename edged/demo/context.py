@@ -21,6 +21,11 @@ class Step:
     result: str = ""
     started: float = field(default_factory=time.perf_counter)
 
+    def expect(self, holds: bool, otherwise: str) -> None:
+        """Raises AssertionError, which ends the demonstration with status 1."""
+        if not holds:
+            raise AssertionError(otherwise)
+
 
 @dataclass(slots=True)
 class Demo:

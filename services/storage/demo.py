@@ -59,19 +59,16 @@ async def steps(demo: Demo) -> None:
         async with demo.step("check its checksum") as step, head as answer:
             _expect(answer, 200)
             step.result = answer.headers["Digest"]
-            if answer.headers["Digest"] != adler:
-                raise AssertionError(f"expected {adler}")
+            step.expect(step.result == adler, f"expected {adler}")
         pull = {"Source": f"{base}/demo/store/file", "TransferHeaderAuthorization": f"Bearer {token}"}
         copy = session.request("COPY", "/demo/copies/file", headers=pull)
         async with demo.step("third-party copy") as step, copy as answer:
             _expect(answer, 202)
             step.result = (await answer.text()).strip().splitlines()[-1]
-            if not step.result.startswith("success"):
-                raise AssertionError(step.result)
+            step.expect(step.result.startswith("success"), step.result)
         async with demo.step("compare the copy") as step, session.get("/demo/copies/file") as answer:
             _expect(answer, 200)
-            if await answer.read() != DATA:
-                raise AssertionError("other bytes")
+            step.expect(await answer.read() == DATA, "other bytes")
             step.result = "the same bytes"
         async with demo.step("delete both") as step:
             for path in ("/demo/store", "/demo/copies"):

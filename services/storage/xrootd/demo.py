@@ -74,36 +74,36 @@ async def steps(demo: Demo) -> None:
     headers = {"Authorization": f"Bearer {client.token}"}
     async with aiohttp.ClientSession(demo.url("storage"), headers=headers, connector=connector) as session:
         async with demo.step("upload by WebDAV") as step, session.put(PATH, data=DATA) as answer:
-            _expect(answer.status == 201, f"status {answer.status}")
+            step.expect(answer.status == 201, f"status {answer.status}")
             step.result = f"{answer.status}, {answer.headers['Digest']}"
         async with demo.step("read it with xrdcp") as step:
             await client.copy(f"{client.url}/{PATH}", str(demo.scratch / "copy"))
-            _expect((demo.scratch / "copy").read_bytes() == DATA, "other bytes")
+            step.expect((demo.scratch / "copy").read_bytes() == DATA, "other bytes")
             step.result = f"{len(DATA)} bytes, the same"
         async with demo.step("its checksum by root://") as step:
             step.result = await client.run("xrdfs", client.url, "query", "checksum", PATH)
-            _expect(adler in step.result, f"expected {adler}")
+            step.expect(adler in step.result, f"expected {adler}")
         async with demo.step("upload with xrdcp") as step:
             await client.copy(str(demo.scratch / "copy"), f"{client.url}/{PATH}-2")
             step.result = "done"
         async with demo.step("read it by WebDAV") as step, session.get(f"{PATH}-2") as answer:
-            _expect(await answer.read() == DATA, "other bytes")
+            step.expect(await answer.read() == DATA, "other bytes")
             step.result = f"{answer.status}, {len(DATA)} bytes, the same"
         asked = {"Want-Digest": "adler32"}
         async with (
             demo.step("its checksum by WebDAV") as step,
             session.head(f"{PATH}-2", headers=asked) as answer,
         ):
-            _expect(answer.headers.get("Digest") == f"adler32={adler}", f"expected {adler}")
+            step.expect(answer.headers.get("Digest") == f"adler32={adler}", f"expected {adler}")
             step.result = answer.headers["Digest"]
         async with demo.step("refused: a sibling of its scope") as step:
             narrow = demo.token("storage.read:/both", "storage.modify:/both")
             said = await client.run("xrdfs", client.url, "stat", PATH, token=narrow, may_fail=True)
-            _expect("permission denied" in said, said)
+            step.expect("permission denied" in said, said)
             step.result = "permission denied"
         for path in (PATH, f"{PATH}-2"):
             async with session.delete(path) as answer:
-                _expect(answer.status == 204, f"status {answer.status}")
+                step.expect(answer.status == 204, f"status {answer.status}")
 
 
 class Client:
@@ -179,8 +179,3 @@ def _ports(count: int) -> list[int]:
     finally:
         for sock in socks:
             sock.close()
-
-
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise AssertionError(otherwise)
