@@ -75,9 +75,10 @@ def test_toml_is_a_configuration(blocks: list[str]) -> None:
 def test_commands_exist(page: Path) -> None:
     """In code only: prose says "edged is" too."""
     text = page.read_text()
-    code = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```|`(edged [^`\n]+)`", text, re.M | re.S)
-    top = click.Context(main)
-    lines = re.sub(r"\s#.*", "", "\n".join("".join(one) for one in code))
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    code = [block for language, block in fenced if language in ("", "sh", "bash", "console")]
+    code += re.findall(r"`(edged [^`\n]+)`", text)
+    lines = re.sub(r"\s#.*", "", "\n".join(code))
     for words in re.findall(r"(?:^|\s)edged ((?:[a-z-]+ ?){1,2})", lines):
         first, *more = words.split()
         command = main.get_command(top, first)
