@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import click
 
 from edged.cli import CONFIG
 from edged.config import Config
-from edged.errors import EdgeError
+from edged.errors import BadRequest, EdgeError
 
 DEADLINE_S = 20.0
 
@@ -36,9 +36,32 @@ class Finding:
 Examine = Callable[[Config], Awaitable[list[Finding]]]
 
 
-async def examined(config: Config, deadline_s: float = DEADLINE_S) -> list[Finding]:
-    """What all parts say, the parts in the order of their names."""
-    points = sorted(entry_points(group="edged.doctor"), key=lambda point: point.name)
+def parts() -> list[EntryPoint]:
+    """All there are, in the order of their names."""
+    return sorted(entry_points(group="edged.doctor"), key=lambda point: point.name)
+
+
+def chosen(names: Sequence[str]) -> list[EntryPoint]:
+    """The parts of these names with those below them (``jobs`` has ``jobs-clusters`` too); no name: all.
+
+    Raises BadRequest for a name that no part has.
+    """
+    points = parts()
+    for name in names:
+        if not any(_below(point.name, name) for point in points):
+            raise BadRequest(f"no part {name!r}; there are {', '.join(point.name for point in points)}")
+    return [point for point in points if not names or any(_below(point.name, name) for name in names)]
+
+
+def _below(name: str, part: str) -> bool:
+    return name == part or name.startswith(part + "-")
+
+
+async def examined(
+    config: Config, names: Sequence[str] = (), deadline_s: float = DEADLINE_S
+) -> list[Finding]:
+    """What the parts of these names say, or all."""
+    points = chosen(names)
     found = await asyncio.gather(*(_asked(point.name, point.load(), config, deadline_s) for point in points))
     return [finding for findings in found for finding in findings]
 
@@ -71,14 +94,18 @@ def told(findings: list[Finding]) -> str:
 
 
 @click.command()
+@click.argument("part", nargs=-1)
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--wrong", is_flag=True, help="Only what is wrong.")
-def doctor(config_file: Path, as_json: bool, wrong: bool) -> None:
-    """Look at everything edged stands on; each finding says what to do. Exit status 1: something is wrong."""
+def doctor(part: tuple[str, ...], config_file: Path, as_json: bool, wrong: bool) -> None:
+    """Look at everything edged stands on, or at each PART of it (jobs, storage, clock …).
+
+    Each finding says what to do. Exit status 1: something is wrong.
+    """
     from edged import config as configuration
 
-    findings = asyncio.run(examined(configuration.load(config_file)))
+    findings = asyncio.run(examined(configuration.load(config_file), part))
     shown = [finding for finding in findings if not (wrong and finding.ok)]
     click.echo(json.dumps([asdict(finding) for finding in shown], indent=2) if as_json else told(shown))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)

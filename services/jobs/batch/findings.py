@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -70,10 +71,12 @@ async def _cluster(jobs: Jobs, name: str, identity: IdentityClient, accounts: li
             )
         ]
     reached = driver.reach(Surroundings(jobs, cluster, _NobodyHere(), identity, {}))
-    if reached.service is None:
-        return [await _account(reached, identity, AccountName(account)) for account in accounts]
-    async with asyncio.TaskGroup() as tasks, reached.service.running(tasks):
-        return [await _account(reached, identity, AccountName(account)) for account in accounts]
+    async with AsyncExitStack() as stack:
+        if reached.service is not None:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            await stack.enter_async_context(reached.service.running(tasks))
+        found = (_account(reached, identity, AccountName(account)) for account in accounts)
+        return list(await asyncio.gather(*found))
 
 
 async def _account(reached: Reached, identity: IdentityClient, account: AccountName) -> Finding:
