@@ -78,6 +78,7 @@ def test_commands_exist(page: Path) -> None:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
     code = [block for language, block in fenced if language in ("", "sh", "bash", "console")]
     code += re.findall(r"`(edged [^`\n]+)`", text)
+    top = click.Context(main)
     lines = re.sub(r"\s#.*", "", "\n".join(code))
     for words in re.findall(r"(?:^|\s)edged ((?:[a-z-]+ ?){1,2})", lines):
         first, *more = words.split()
