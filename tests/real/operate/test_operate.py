@@ -123,6 +123,21 @@ async def test_an_upload_belongs_to_its_account(edge: Edge) -> None:
     assert edge.machine.read("stat", "-c", "%U %s", "/srv/cms/file") == f"cmsprd {len(content)}"
 
 
+async def test_usage_has_the_job_and_the_upload(edge: Edge) -> None:
+    """Jobs are counted at their end, bytes within some seconds."""
+    async with asyncio.timeout(60):
+        while True:
+            told = await asyncio.to_thread(
+                edge.machine.read, "edged", "usage", "--by", "account", "--format", "json"
+            )
+            rows = {row["account"]: row for row in json.loads(told)}
+            if rows.get("cmsprd", {}).get("jobs") and rows["cmsprd"]["bytes_in"] >= 130_000:
+                break
+            await asyncio.sleep(0.5)
+    assert rows["cmsprd"]["bytes_out"] >= 130_000
+    assert rows["cmsprd"]["gpu_efficiency"] is None, "no GPU was there to be measured"
+
+
 async def test_the_cache_asks_the_origin_once(edge: Edge) -> None:
     before = edge.origin.asked.count("/object")
     for _ in range(3):
