@@ -5,7 +5,11 @@ A queue chooses one by ``batch = NAME``. Which keys a cluster has depends on its
 
 from __future__ import annotations
 
+import base64
+import binascii
+import ipaddress
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +38,21 @@ def _template(value: str) -> str:
 def _host_key(value: str) -> str:
     if not re.fullmatch(r"(ssh|ecdsa|sk)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/=]+( .*)?", value):
         raise ValueError("not a host key: write 'ssh-ed25519 AAAA…' as in ssh_host_ed25519_key.pub")
+    kind, text = value.split()[:2]
+    try:
+        blob = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        blob = b""
+    if not blob.startswith(len(kind).to_bytes(4, "big") + kind.encode()):  # RFC 4253 section 6.6
+        raise ValueError(f"not a whole {kind} key: copy the line of ssh_host_*_key.pub again")
     return value
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError:
+        raise ValueError(f"not an address or network: {value!r}; write 192.0.2.7 or 192.0.2.0/28") from None
 
 
 def _url(value: str) -> str:
@@ -46,6 +64,7 @@ def _url(value: str) -> str:
 Login = Annotated[str, AfterValidator(_login)]
 AccountPath = Annotated[str, AfterValidator(_template)]
 HostKey = Annotated[str, AfterValidator(_host_key)]
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class SshCluster(Section):
@@ -70,7 +89,7 @@ class SshCluster(Section):
         default=None, description="Private key per account, readable by the jobs service; None: certificates"
     )
     certificate_s: Seconds = Field(default=300.0, ge=60.0, le=86400.0, description="Life of a certificate")
-    source_addresses: tuple[str, ...] = Field(
+    source_addresses: tuple[Network, ...] = Field(
         default=(), description="Where certificates may be used from (CIDR): this machine's addresses"
     )
     force_command: str = Field(
@@ -165,7 +184,7 @@ class SshPeople(Section):
     pin_source: bool = Field(
         default=True, description="Valid only from the address that asked (source-address)"
     )
-    source_addresses: tuple[str, ...] = Field(
+    source_addresses: tuple[Network, ...] = Field(
         default=(), description="Instead of pin_source: these networks (CIDR)"
     )
     extensions: tuple[
@@ -198,19 +217,44 @@ def cluster_problems(clusters: tuple[Any, ...]) -> list[str]:
             found.append(
                 f"jobs.cluster[{index}].sessions_by: no [[jobs.cluster]] of kind ssh is named {by!r}"
             )
-        if (
-            isinstance(cluster, SshCluster)
-            and cluster.known_hosts
-            and not Path(cluster.known_hosts).is_file()
-        ):
-            found.append(f"jobs.cluster[{index}].known_hosts: no such file")
+        found += [f"jobs.cluster[{index}].{problem}" for problem in _unreadable(cluster)]
     return found
 
 
+def _unreadable(cluster: Any) -> list[str]:
+    """Files that a cluster cannot do without, each ``key: what is wrong with it``."""
+    if isinstance(cluster, SshCluster) and cluster.known_hosts and not Path(cluster.known_hosts).is_file():
+        return ["known_hosts: no such file"]
+    if isinstance(cluster, SlurmRestCluster) and cluster.ca_file:
+        try:
+            ssl.create_default_context(cafile=str(cluster.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            return [f"ca_file: not PEM certificates that can be read: {error}"]
+    return []
+
+
 def cluster_warnings(clusters: tuple[Any, ...]) -> list[str]:
-    """What is legal but unwise."""
-    return [
-        f"jobs.cluster[{index}].keys: the jobs service itself holds the accounts' keys; certificates are safer"
-        for index, cluster in enumerate(clusters)
-        if isinstance(cluster, SshCluster) and cluster.keys
-    ]
+    """What is legal but unwise, or will not work yet."""
+    found: list[str] = []
+    for index, cluster in enumerate(clusters):
+        where = f"jobs.cluster[{index}]"
+        if isinstance(cluster, SshCluster) and cluster.keys:
+            found.append(
+                f"{where}.keys: the jobs service itself holds the accounts' keys; certificates are safer"
+            )
+            if not Path(str(cluster.keys).partition("{account}")[0].rpartition("/")[0] or "/").is_dir():
+                found.append(f"{where}.keys: its directory does not exist")
+        if isinstance(cluster, SlurmRestCluster) and not _there(cluster.jwt_key):
+            found.append(f"{where}.jwt_key: no such file yet: the signer can make no token without it")
+    return found
+
+
+def _there(file: Path) -> bool:
+    """Whether it exists; also when we may not look."""
+    try:
+        file.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -31,14 +31,17 @@ class SshCertificate(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: str
 
 
-def operations(config: Config, identity: IdentityClient) -> tuple[Operation, ...]:
-    """The SSH part of the identity API; the first only where [identity.ssh] is."""
+class SshApi:
+    """The SSH part of the identity API."""
 
-    async def certificate(call: Call) -> SshCertificate:
+    def __init__(self, identity: IdentityClient) -> None:
+        self._identity = identity
+
+    async def certificate(self, call: Call) -> SshCertificate:
         verdict = call.caller
         life_s = min(call.body.life_s, verdict.token_expires_at - time.time())
         source = call.request.remote or ""
-        made = await identity.own_certificate(verdict, call.body.public_key, source, life_s)
+        made = await self._identity.own_certificate(verdict, call.body.public_key, source, life_s)
         return SshCertificate(
             certificate=made.text,
             serial=made.serial,
@@ -46,62 +49,67 @@ def operations(config: Config, identity: IdentityClient) -> tuple[Operation, ...
             expires_at=rfc3339(made.expires_at),
         )
 
-    async def authority(call: Call) -> bytes:
-        return (await identity.revocations()).authority.encode() + b"\n"
+    async def authority(self, call: Call) -> bytes:
+        return (await self._identity.revocations()).authority.encode() + b"\n"
 
-    async def revoked(call: Call) -> bytes:
-        return (await identity.revocations()).krl
+    async def revoked(self, call: Call) -> bytes:
+        return (await self._identity.revocations()).krl
 
-    async def revoke(call: Call) -> Reply:
+    async def revoke(self, call: Call) -> Reply:
         serial = call.path["serial"]
         if not serial.isdecimal() or len(serial) > 18:
             raise BadRequest("not a serial number")
         principal = call.caller.principal
-        await identity.revoke_certificate(int(serial), f"{principal.subject} of {principal.issuer}")
+        await self._identity.revoke_certificate(int(serial), f"{principal.subject} of {principal.issuer}")
         return Reply(None, status=204)
 
-    public = (
-        Operation(
+    def for_sshd(self) -> tuple[Operation, ...]:
+        """What login nodes fetch, and revoking: in every edged."""
+        authority = Operation(
             method="GET",
             path="/v1/ssh/ca",
             access=PUBLIC,
-            run=authority,
+            run=self.authority,
             returns=bytes,
             media="text/plain",
             summary="The SSH CA's public key, for sshd's TrustedUserCAKeys",
-        ),
-        Operation(
+        )
+        revoked = Operation(
             method="GET",
             path="/v1/ssh/revoked",
             access=PUBLIC,
-            run=revoked,
+            run=self.revoked,
             returns=bytes,
             media="application/octet-stream",
             summary="The revocation list, for sshd's RevokedKeys",
-        ),
-        Operation(
+        )
+        revoke = Operation(
             method="DELETE",
             path="/v1/ssh/certificates/{serial}",
             access=ADMIN,
-            run=revoke,
+            run=self.revoke,
             status=204,
             problems=(404,),
             summary="Revoke a certificate",
-        ),
-    )
-    if config.identity.ssh is None:
-        return public
-    return (
-        Operation(
+        )
+        return authority, revoked, revoke
+
+    def for_people(self) -> Operation:
+        """Only where [identity.ssh] is."""
+        return Operation(
             method="POST",
             path="/v1/ssh/certificate",
             access=AUTHENTICATED,
-            run=certificate,
+            run=self.certificate,
             takes=NewCertificate,
             returns=SshCertificate,
             status=201,
             max_body=16384,
             summary="A short SSH certificate for the account this token maps to",
-        ),
-        *public,
-    )
+        )
+
+
+def operations(config: Config, identity: IdentityClient) -> tuple[Operation, ...]:
+    """What this site offers of it."""
+    api = SshApi(identity)
+    return api.for_sshd() if config.identity.ssh is None else (api.for_people(), *api.for_sshd())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from edged.config import warnings
 from edged.config.load import parse
 from edged.errors import ConfigError
 from services.jobs.batch.protocol import BatchState, Cause, GpuRequest, Submission
@@ -116,7 +117,7 @@ SSH = {
     "name": "far",
     "kind": "ssh",
     "login": ["l1"],
-    "host_keys": ["ssh-ed25519 AAAA"],
+    "host_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ"],
     "sessions": "/s/{account}",
 }
 REST = {"name": "r", "kind": "slurmrest", "url": "unix:/x", "jwt_key": "/k", "sessions": "/s/{account}"}
@@ -129,6 +130,18 @@ REST = {"name": "r", "kind": "slurmrest", "url": "unix:/x", "jwt_key": "/k", "se
         ({**SSH, "sessions": "/shared"}, "jobs.cluster[0].sessions: needs {account}"),
         ({**SSH, "login": ["two words"]}, "jobs.cluster[0].login[0]: not a login node"),
         ({**SSH, "logins": []}, "jobs.cluster[0].logins: unknown key"),
+        (
+            {**SSH, "host_keys": ["ssh-ed25519 AAAA"]},
+            "jobs.cluster[0].host_keys[0]: not a whole ssh-ed25519 key",
+        ),
+        (
+            {**SSH, "host_keys": ["ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAA"]},
+            "jobs.cluster[0].host_keys[0]: not a whole",
+        ),
+        ({**SSH, "source_addresses": ["10.0.0.0/33"]}, "jobs.cluster[0].source_addresses[0]: not an address"),
+        ({**SSH, "known_hosts": "/no/such"}, "jobs.cluster[0].known_hosts: no such file"),
+        ({**REST, "ca_file": "/no/such"}, "jobs.cluster[0].ca_file: not PEM certificates"),
+        ({**REST, "ca_file": "/etc/hostname"}, "jobs.cluster[0].ca_file: not PEM certificates"),
         ({**REST, "url": "http://far:6820"}, "jobs.cluster[0].url: write unix:"),
         ({**REST, "sessions_by": "nobody"}, "jobs.cluster[0].sessions_by: no [[jobs.cluster]]"),
     ],
@@ -137,6 +150,16 @@ def test_wrong_clusters_are_told_by_path(cluster: dict[str, Any], told: str) -> 
     with pytest.raises(ConfigError) as error:
         parse({"site": {"name": "X"}, "jobs": {"cluster": [cluster]}})
     assert any(problem.startswith(told) for problem in error.value.problems), error.value.problems
+
+
+def test_what_will_not_work_yet_is_warned_of() -> None:
+    """A jwt_key that is not there, keys without a directory: a service can start, its cluster cannot work."""
+    clusters = [REST, {**SSH, "keys": "/no/such/directory/{account}"}]
+    config = parse({"site": {"name": "X"}, "jobs": {"cluster": clusters}})
+    told = [text for text in warnings(config) if text.startswith("jobs.cluster")]
+    assert [text.partition(":")[0] for text in told] == [
+        "jobs.cluster[0].jwt_key", "jobs.cluster[1].keys", "jobs.cluster[1].keys"
+    ]  # fmt: skip
 
 
 def test_a_site_with_nothing_but_ssh() -> None:
