@@ -1,6 +1,6 @@
 """Mixed load on one edge for some minutes, and whether its memory stays flat.
 
-    python -m tests.bench.soak [--minutes 60] [--clients 2]
+    python -m tests.bench.soak [--minutes 60] [--clients 2] [--only job,upload,fetch,tunnel]
 
 Clients submit jobs and remove them, upload, read back and delete files, fetch through the cache and open tunnels.
 Every answer is checked. Each process's memory (PSS) is read every 5 s; growth is the slope after the first third,
@@ -42,6 +42,7 @@ class Load:
 
     site: Site
     origin: Origin
+    only: tuple[str, ...]
     done: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
 
@@ -91,7 +92,8 @@ class Load:
                     await self._through(own, "egress", "object")
 
             for step in (job, upload, fetch, tunnel):
-                tasks.create_task(self.until(stop, step.__name__, step))
+                if step.__name__ in self.only:
+                    tasks.create_task(self.until(stop, step.__name__, step))
 
     async def _through(self, web: aiohttp.ClientSession, proxy: str, path: str) -> None:
         url, via = f"http://{self.origin.authority}/{path}", f"http://{self.site.listening[proxy][0]}"
@@ -166,13 +168,13 @@ class Memory:
         return growth < BAR
 
 
-async def soak(minutes: float, clients: int) -> bool:
+async def soak(minutes: float, clients: int, only: tuple[str, ...]) -> bool:
     """Run it. True: every answer was right and memory is flat."""
     with tempfile.TemporaryDirectory(prefix="edged-soak-") as name, Origin.running("127.0.0.1") as origin:
         site = site_in(Path(name), origin)
         async with site.running():
             assert site.process is not None
-            load, memory, stop = Load(site, origin), Memory(site.process.pid), asyncio.Event()
+            load, memory, stop = Load(site, origin, only), Memory(site.process.pid), asyncio.Event()
             before = tree_seconds(site.process.pid)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(memory.watch(stop))
@@ -195,8 +197,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--only", default="job,upload,fetch,tunnel", help="to see which load memory follows")
     given = parser.parse_args()
-    return 0 if asyncio.run(soak(given.minutes, given.clients)) else 1
+    return 0 if asyncio.run(soak(given.minutes, given.clients, tuple(given.only.split(",")))) else 1
 
 
 if __name__ == "__main__":
