@@ -207,6 +207,8 @@ def test_every_command_of_the_guide_works(edge: Edge, block: str) -> None:
     edge.machine.write("/root/token", edge.token(), 0o600)
     edge.machine.copy(edge.issuer.ca.file, "/root/ca.pem")
     known = [f"EDGE={edge.machine.address}", "SSL_CERT_FILE=/root/ca.pem", "CURL_CA_BUNDLE=/root/ca.pem"]
+    # the clock of the test machine may be set by nobody, and doctor says so: see the test above
+    block = re.sub(r"^(edged doctor[^#\n]*)", r"\1 || [ $? = 1 ] ", block, flags=re.M)
     script = f"cd /root; set -e\n{block}"
     edge.machine.run("env", *known, "bash", "-c", script, limit_s=90)
 
