@@ -368,7 +368,7 @@ async def test_upgrade_and_rollback_under_load(edge: Edge, wheels: Path, tmp_pat
         upgraded = await asyncio.to_thread(edge.play, edged_version=NEXT, edged_wheelhouse=str(newer))
         assert upgraded.changed > 0
         assert _version(edge, "jobs") == NEXT
-        (backup,) = edge.machine.read("find", "/var/backups/edged", "-type", "f").split()
+        (backup,) = edge.machine.read("find", "/var/backups/edged", "-name", f"before-{NEXT}-*").split()
         assert "jobs/jobs.sqlite" in edge.machine.read("tar", "-tf", backup)
         await asyncio.to_thread(edge.play, playbook="rollback.yml")
         assert _version(edge, "jobs") == "0.1.0"
