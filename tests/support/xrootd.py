@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ import pytest
 
 from edged.identity.testca import HostFiles, ThrowAwayCa
 from edged.identity.testissuer import AUDIENCE, ThrowAwayIssuer
-from services.storage.xrootd import building
+from services.storage.xrootd import building, keystore
 from tests.support.local_accounts import ATLPRD, CMSPRD, PILOT1, LocalAccount, ensure
 from tests.support.toml import dumps
 from tests.support.waiting import until
@@ -132,7 +133,7 @@ class XrootdSite:
             )  # fmt: skip
         if ready:
             try:
-                until(self.ready, f"edged is ready; see {self.log}", 40)
+                until(lambda: self.ready() and self.keys_known(), f"edged is ready; see {self.log}", 40)
             except BaseException:
                 self.stop()
                 raise
@@ -144,6 +145,14 @@ class XrootdSite:
         if self._process.poll() is not None:
             raise RuntimeError(self.log.read_text()[-3000:])
         return not self.not_ready()
+
+    def keys_known(self) -> bool:
+        """Whether the servers have a key of each issuer: a site's first token may come before it is fetched."""
+        file = self.directory / "run/xrootd/keys" / keystore.FILE
+        if not file.exists():
+            return False
+        rows = sqlite3.connect(f"file:{file}?mode=ro", uri=True).execute("SELECT issuer FROM keycache")
+        return {self.issuers[vo].url for vo in self.vos} <= {url for (url,) in rows}
 
     def not_ready(self) -> dict[str, str]:
         """What /readyz says is missing."""

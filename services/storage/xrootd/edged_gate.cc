@@ -5,13 +5,16 @@
 // asks edged once per token over a unix socket and remembers the answer for as long as edged says, while it
 // hears edged's heartbeat. No answer means no access.
 //
-//   ofs.authlib ++ libEdgedGate.so instance=NAME socket=/run/edged/xrootd/gate.sock export=/cms:/gpfs/cms
+//   ofs.authlib ++ libEdgedGate.so instance=NAME socket=/run/edged/xrootd/gate.sock export=/cms:/gpfs/cms [several=1]
 //
 // Wire form (SEQPACKET, text): "ask NAME" or "watch NAME" opens. After "ask": a token, then one of
 //   "no REASON"
 //   "ok EXPIRES ACCOUNT" and a line "LETTERS ROOT" for each scope (l list, r read, s stat, c create, m modify)
 // After "watch" edged sends "beat" while it hears the ban feed, "flush" (forget all) and "quit" (end now, so that
 // the sessions of somebody banned are cut; who supervises us starts us again).
+
+#include "edged_beneath.h"
+#include "edged_verdict.h"
 
 #include "XrdAcc/XrdAccAuthorize.hh"
 #include "XrdOuc/XrdOucEnv.hh"
@@ -20,10 +23,7 @@
 #include "XrdSys/XrdSysLogger.hh"
 #include "XrdVersion.hh"
 
-#include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -48,89 +48,15 @@ constexpr double kStaleSeconds = 2.0;      // edged beats every half second
 constexpr double kPatienceSeconds = 5.0;   // edged restarts within this
 constexpr double kAnswerSeconds = 20.0;    // a first sight may wait for an issuer
 constexpr size_t kRemembered = 8192;
+constexpr size_t kToken = 16 * 1024;       // edged takes none that is longer
 constexpr size_t kPacket = 64 * 1024;
+constexpr size_t kIdle = 8;                // connections kept for the next question
 
 double monotonic() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 void pause(double seconds) { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); }
-
-struct Scope {
-    std::string letters;
-    std::string root;
-
-    bool may(const char *wanted) const { return letters.find_first_of(wanted) != std::string::npos; }
-};
-
-// "/foo/bar" is within "/foo"; "/foobar" is not (WLCG profile: at a "/" boundary).
-bool within(const std::string &path, const std::string &root) {
-    if (root == "/" || path == root) return true;
-    return path.size() > root.size() && path.compare(0, root.size(), root) == 0 && path[root.size()] == '/';
-}
-
-struct Verdict {
-    bool allowed = false;
-    double expires = 0;  // Unix seconds
-    std::string account;
-    std::vector<Scope> scopes;
-
-    // Whether one scope with any of the letters covers the path.
-    bool covers(const char *letters, const std::string &path) const {
-        for (const auto &scope : scopes)
-            if (scope.may(letters) && within(path, scope.root)) return true;
-        return false;
-    }
-
-    // WLCG 1.3: storage.create renames within one scope, replacing nothing; not what the scope itself names.
-    bool renames(const std::string &source, const std::string &target) const {
-        for (const auto &scope : scopes)
-            if (scope.may("c") && within(source, scope.root) && within(target, scope.root) && source != scope.root)
-                return true;
-        return false;
-    }
-
-    // WLCG 1.3: the directories that lead to a scope may be looked at and made.
-    bool leads(const char *letters, const std::string &path) const {
-        for (const auto &scope : scopes)
-            if (scope.may(letters) && within(scope.root, path)) return true;
-        return false;
-    }
-};
-
-thread_local std::string renamed_from;  // a rename is judged in two calls of one thread: source, then target
-
-bool permits(const Verdict &verdict, const std::string &path, Access_Operation operation) {
-    switch (operation) {
-        case AOP_Read: return verdict.covers("r", path);
-        case AOP_Readdir: return verdict.covers("l", path);
-        case AOP_Stat: return verdict.covers("s", path) || verdict.leads("cm", path);
-        case AOP_Mkdir: return verdict.covers("cm", path) || verdict.leads("cm", path);
-        case AOP_Excl_Create: return verdict.covers("cm", path);
-        case AOP_Create:
-        case AOP_Update:
-        case AOP_Delete:
-        case AOP_Chmod: return verdict.covers("m", path);
-        case AOP_Rename:
-            renamed_from = path;
-            return verdict.covers("cm", path);
-        case AOP_Insert: return verdict.covers("m", path) && verdict.covers("m", renamed_from);
-        case AOP_Excl_Insert:
-            return (verdict.covers("cm", path) && verdict.covers("m", renamed_from)) ||
-                   verdict.renames(renamed_from, path);
-        default: return false;
-    }
-}
-
-XrdAccPrivs privileges(const Verdict &verdict, const std::string &path) {
-    int found = XrdAccPriv_None;
-    if (verdict.covers("s", path) || verdict.covers("l", path)) found |= XrdAccPriv_Lookup;
-    if (verdict.covers("l", path)) found |= XrdAccPriv_Readdir;
-    if (verdict.covers("r", path)) found |= XrdAccPriv_Read;
-    if (verdict.covers("cm", path)) found |= XrdAccPriv_Mkdir;
-    if (verdict.covers("m", path)) found |= XrdAccPriv_Update | XrdAccPriv_Create | XrdAccPriv_Delete | XrdAccPriv_Rename;
-    return static_cast<XrdAccPrivs>(found);
-}
 
 class Edged {
 public:
@@ -158,22 +84,46 @@ public:
     }
 
 private:
+    // Each question has a connection of its own: one that takes long holds up no other.
     std::shared_ptr<Verdict> ask(const std::string &token) {
-        std::lock_guard<std::mutex> turn(asking_turn_);  // what is remembered need not wait for this
         const double deadline = monotonic() + kPatienceSeconds;
         for (;;) {
-            if (asking_ < 0) asking_ = connected("ask " + instance_, kAnswerSeconds);
-            if (asking_ >= 0) {
+            const int fd = idle();
+            if (fd >= 0) {
                 std::string answer;
-                if (send(asking_, token.data(), token.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(token.size()) &&
-                    received(asking_, answer))
+                if (send(fd, token.data(), token.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(token.size()) &&
+                    received(fd, answer)) {
+                    keep(fd);
                     return parsed(answer);
-                close(asking_);
-                asking_ = -1;
+                }
+                close(fd);
             }
             if (monotonic() > deadline) return std::make_shared<Verdict>();
-            pause(0.1);
+            pause(0.05);
         }
+    }
+
+    int idle() {
+        {
+            std::lock_guard<std::mutex> hold(idle_mutex_);
+            if (!idle_.empty()) {
+                const int fd = idle_.back();
+                idle_.pop_back();
+                return fd;
+            }
+        }
+        return connected("ask " + instance_, kAnswerSeconds);
+    }
+
+    void keep(int fd) {
+        {
+            std::lock_guard<std::mutex> hold(idle_mutex_);
+            if (idle_.size() < kIdle) {
+                idle_.push_back(fd);
+                return;
+            }
+        }
+        close(fd);
     }
 
     static std::shared_ptr<Verdict> parsed(const std::string &answer) {
@@ -242,33 +192,37 @@ private:
     }
 
     const std::string instance_, path_;
-    std::mutex mutex_, asking_turn_;
+    std::mutex mutex_, idle_mutex_;
+    std::vector<int> idle_;
     std::unordered_map<std::string, std::shared_ptr<const Verdict>> known_;
-    int asking_ = -1;
     std::atomic<unsigned> era_{0};
     std::atomic<double> heard_{-1e9};
 };
 
 class Gate : public XrdAccAuthorize {
 public:
-    // exports: "PREFIX:ROOT" each; a redirector has none.
-    Gate(const std::string &instance, const std::string &socket_path, const std::vector<std::string> &exports)
-        : edged_(instance, socket_path) {
+    // exports: "PREFIX:ROOT" each; a redirector has none. several: the server becomes the account of each request.
+    Gate(const std::string &instance, const std::string &socket_path, const std::vector<std::string> &exports,
+         bool several)
+        : edged_(instance, socket_path), several_(several) {
         for (const auto &one : exports) {
             const auto colon = one.find(':');
-            const std::string prefix = one.substr(0, colon), root = one.substr(colon + 1);
-            exports_.push_back({prefix, open(root.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)});
+            exports_.push_back({one.substr(0, colon), one.substr(colon + 1)});
         }
     }
 
     XrdAccPrivs Access(const XrdSecEntity *entity, const char *path, const Access_Operation operation,
                        XrdOucEnv *environment) override {
         const std::string token = token_of(entity, environment);
-        if (token.empty() || !plain(path)) return XrdAccPriv_None;
+        if (token.empty() || token.size() > kToken || !plain(path)) return XrdAccPriv_None;
         const auto verdict = edged_.verdict(token);
-        if (!verdict->allowed || !stays_inside(path)) return XrdAccPriv_None;
-        if (entity && entity->eaAPI && !verdict->account.empty())
-            entity->eaAPI->Add("request.name", verdict->account, true);  // whom xrootd-multiuser becomes
+        if (!verdict->allowed) return XrdAccPriv_None;
+        if (several_) {
+            const AsAccount account(verdict->account);
+            if (!account.became() || !bound(entity, verdict->account) || !stays_inside(path)) return XrdAccPriv_None;
+        } else if (!stays_inside(path)) {
+            return XrdAccPriv_None;
+        }
         if (operation == AOP_Any) return privileges(*verdict, path);
         return permits(*verdict, path, operation) ? XrdAccPriv_All : XrdAccPriv_None;
     }
@@ -303,6 +257,15 @@ private:
         return "";
     }
 
+    // Whom xrootd-multiuser becomes hangs on the connection, for all its requests: so the first account is the only one.
+    bool bound(const XrdSecEntity *entity, const std::string &account) {
+        if (!entity || !entity->eaAPI || account.empty()) return false;
+        std::lock_guard<std::mutex> hold(binding_);
+        std::string before;
+        if (entity->eaAPI->Get("request.name", before) && !before.empty()) return before == account;
+        return entity->eaAPI->Add("request.name", account, true);
+    }
+
     // Scopes are compared as text, so only a normalised path can be judged.
     static bool plain(const char *path) {
         const std::string name(path ? path : "");
@@ -320,41 +283,17 @@ private:
     bool stays_inside(const std::string &path) const {
         if (exports_.empty()) return true;
         for (const auto &one : exports_)
-            if (within(path, one.prefix)) return one.root >= 0 && beneath(one.root, path.substr(one.prefix == "/" ? 0 : one.prefix.size()));
+            if (within(path, one.prefix)) return beneath(one.root, path.substr(one.prefix == "/" ? 0 : one.prefix.size()));
         return false;
     }
 
-    static bool beneath(int root, std::string inside) {
-        inside.erase(0, inside.find_first_not_of('/'));
-        while (!inside.empty()) {
-            open_how how{};
-            how.flags = O_PATH | O_CLOEXEC;
-            how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
-            const long fd = syscall(SYS_openat2, root, inside.c_str(), &how, sizeof how);
-            if (fd >= 0) {
-                close(static_cast<int>(fd));
-                return true;
-            }
-            if (errno == EAGAIN) continue;
-            if (errno != ENOENT) return errno != EXDEV && errno != ELOOP;  // others: let the server say so
-            if (is_link(root, inside)) return false;  // it leads nowhere yet: what is made there lies elsewhere
-            const auto slash = inside.rfind('/');
-            inside.resize(slash == std::string::npos ? 0 : slash);  // not there yet: where it would be made
-        }
-        return true;
-    }
-
-    static bool is_link(int root, const std::string &inside) {
-        char target[2];
-        return readlinkat(root, inside.c_str(), target, sizeof target) >= 0;
-    }
-
     struct Export {
-        std::string prefix;
-        int root;
+        std::string prefix, root;
     };
 
     Edged edged_;
+    const bool several_;
+    std::mutex binding_;
     std::vector<Export> exports_;
 };
 
@@ -379,7 +318,7 @@ XrdAccAuthorize *XrdAccAuthorizeObjAdd(XrdSysLogger *, const char *, const char 
         std::cerr << "edged-gate: instance= and socket= are needed" << std::endl;
         return nullptr;
     }
-    return new Gate(instance[0], socket_path[0], values_of(given, "export"));
+    return new Gate(instance[0], socket_path[0], values_of(given, "export"), !values_of(given, "several").empty());
 }
 
 }

@@ -30,11 +30,6 @@ class Installation:
     multiuser: Path | None = None
 
     @property
-    def major(self) -> int:
-        """5 or 6: the suffix of its plugins."""
-        return self.version[0]
-
-    @property
     def shown(self) -> str:
         """The version as upstream writes it."""
         return "v" + ".".join(map(str, self.version))

@@ -117,11 +117,12 @@ def _judgement(plan: Plan, instance: Instance, installed: Installation) -> Itera
         if instance.role is Role.MANAGER
         else "".join(f" export={one.prefix}:{one.root}" for one in instance.exports)
     )
-    yield f"ofs.authlib ++ {installed.gate} instance={instance.name} socket={plan.gate}{exports}"
+    several = " several=1" if instance.role is Role.MULTIUSER else ""
+    yield f"ofs.authlib ++ {installed.gate} instance={instance.name} socket={plan.gate}{exports}{several}"
     if instance.role is Role.MULTIUSER:
         yield "\n# each request runs as the account that edged names"
-        yield f"ofs.osslib ++ libXrdMultiuser-{installed.major}.so"
-        yield f"ofs.ckslib * libXrdMultiuser-{installed.major}.so"
+        yield f"ofs.osslib ++ {installed.multiuser}"
+        yield f"ofs.ckslib * {installed.multiuser}"
         yield "multiuser.umask 0027"
 
 
