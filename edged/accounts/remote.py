@@ -144,7 +144,7 @@ class RemoteFiles:
         deadline_s: float = FILE_S,
     ) -> Reply:
         """A request that may be repeated without harm when it got no answer."""
-        return await self._ask(grant, kind, place, more, deadline_s=deadline_s, changes=False)
+        return await self._ask(grant, kind, place, more, deadline_s, changes=False)
 
     async def _change(
         self,
@@ -154,8 +154,8 @@ class RemoteFiles:
         *more: object,
         deadline_s: float = FILE_S,
     ) -> Reply:
-        """One whose outcome is unknown when it got no answer."""
-        return await self._ask(grant, kind, place, more, deadline_s=deadline_s, changes=True)
+        """A request whose outcome is unknown when it got no answer."""
+        return await self._ask(grant, kind, place, more, deadline_s, changes=True)
 
     async def _ask(
         self,
@@ -163,20 +163,13 @@ class RemoteFiles:
         kind: type[messages.FileRequest],
         place: Place,
         more: tuple[object, ...],
-        *,
         deadline_s: float,
+        *,
         changes: bool,
     ) -> Reply:
+        arguments = (place.export, os.fsencode(place.path), *more)
         return await self._caller.call(
-            grant,
-            WorkerKind.FILES,
-            kind,
-            place.export,
-            os.fsencode(place.path),
-            *more,
-            deadline_s=deadline_s,
-            changes=changes,
-            export=place.export,
+            grant, WorkerKind.FILES, kind, *arguments, deadline_s=deadline_s, changes=changes
         )
 
 

@@ -20,10 +20,22 @@ async def findings(config: Config) -> list[Finding]:
     """Nothing without [jobs]."""
     if config.jobs is None:
         return []
-    found = [await _sessions(config.jobs.sessions)]
-    if "slurm" in {config.jobs.batch, *(queue.batch for queue in config.jobs.queues)}:
+    found: list[Finding] = []
+    if _used(config.jobs) - _elsewhere(config.jobs):
+        found.append(await _sessions(config.jobs.sessions))
+    if "slurm" in _used(config.jobs):
         found += await _slurm(config.jobs)
     return found
+
+
+def _used(jobs: Jobs) -> set[str]:
+    """The batch systems of all queues."""
+    return {queue.batch or jobs.batch for queue in jobs.queues} or {jobs.batch}
+
+
+def _elsewhere(jobs: Jobs) -> set[str]:
+    """Clusters whose session directories are not mounted here."""
+    return {one.name for one in jobs.clusters if one.kind == "ssh" or getattr(one, "sessions_by", None)}
 
 
 async def _sessions(place: Path) -> Finding:

@@ -28,11 +28,13 @@ ADVICE = (
      "(AllowUsers, a shell, not locked), clocks within a minute; sshd's log says which"),
     ("cannot start edged's helper", "set `python` to a Python 3.6 or later there, or install force_command's program"),
     ("no login within", "the node accepts but is slow: look at its load and MaxStartups"),
+    ("scontrol did not answer", "try `scontrol ping` there as that account; slurm_conf and slurm_bin name what "
+     "the clients need when the login shell sets no SLURM_CONF or PATH"),
+    ("cannot be reached", "is slurmrestd running, and its socket or port reachable by the jobs service's user?"),
     ("Connect", "name, port and firewall between this machine and there"),
     ("JWT key", "jwt_key: the cluster's jwt_hs256.key, readable by identity's user only"),
     ("HTTP 401", "slurmrestd must run with -a rest_auth/jwt, slurmctld with AuthAltTypes=auth/jwt"),
     ("HTTP 500", "most often a token not taken: the same jwt_key there and here, clocks; else slurmctld is down"),
-    ("cannot be reached", "is slurmrestd running, and its socket or port reachable by the jobs service's user?"),
 )  # fmt: skip
 OTHERWISE = "the log of the jobs service has the whole reason"
 

@@ -1,15 +1,19 @@
-"""The published suite against Slurm behind a real sshd, and behind a real slurmrestd."""
+"""The published suite by every way, on real Slurms of several years: the host's own, and those of other releases.
+
+Each Slurm runs whole (slurmctld, slurmd, slurmdbd, slurmrestd, sshd, clients). The ways are the clients by SSH,
+and slurmrestd by each version of its API.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
+from edged.errors import Busy, Unavailable, UnknownOutcome
 from services.jobs.batch.conformance import Conformance
 from services.jobs.batch.protocol import BatchRef, GpuRequest
 from tests.real.batch_remote.reaching import (
@@ -20,53 +24,127 @@ from tests.real.batch_remote.reaching import (
     ssh_cluster,
     ssh_subject,
 )
+from tests.support import slurm as testbed
+from tests.support import slurm_release, sshd
 from tests.support.local_accounts import CMSPRD
+from tests.support.rootfs import CannotBuild
 from tests.support.signing import Signing
 from tests.support.slurm import SlurmTestbed
+from tests.support.slurm_release import Release
 from tests.support.sshd import Sshd
 
-pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.timeout(400)]
 
 KNOWN: dict[str, Any] = {
     "filler": {"nodes": 2, "tasks": 2, "exclusive": True},
     "impossible": {"memory_per_node": 1 << 50},
     "gpu": {"partition": "gpu", "gpus": GpuRequest("gpu:h200", 1)},
 }
+# whose Slurm → what its slurmrestd speaks. Debian's last release moves on: only the newest we know are asked for
+VERSIONS = {
+    "host": ("v0.0.38",),
+    "trixie": ("v0.0.40", "v0.0.41", "v0.0.42"),
+    "sid": ("v0.0.43", "v0.0.44", "v0.0.45"),
+}
+AT_ONCE = 12
+WAITS_ONLY = "test_the_time_limit_ends_a_job"
+# the first leaves no room for the others; the second needs quiet
+ALONE = (
+    "test_a_waiting_job_is_cancelled_and_never_runs",
+    "test_a_job_stays_in_sight_while_nothing_changes",
+)
 
 
-@dataclass
-class Both:
-    ssh: RemoteSubject
-    rest: RemoteSubject
+@pytest.mark.parametrize("whose", VERSIONS)
+async def test_the_suite_by_every_way(whose: str) -> None:
+    """All tests at once, for Slurm's own waits overlap; then those that need the cluster for themselves."""
+    with SlurmTestbed(release=_release(whose), rest=True) as slurm:
+        async with _ways(slurm, VERSIONS[whose]) as ways:
+            names = [name for name in vars(Conformance) if name.startswith("test_") and name not in ALONE]
+            turn = asyncio.Semaphore(AT_ONCE)
+            found = await _together(ways, names, turn)
+            for name in ALONE:
+                found |= await _together(ways, [name], turn)
+            assert found == {}
+            await _one_ways_job_is_found_by_the_others(ways)
+            await _a_foreign_token_opens_nothing(slurm, VERSIONS[whose])
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def both(slurm: SlurmTestbed) -> AsyncIterator[Both]:
-    """Both ways to one Slurm. It counts in minutes, so the jobs for the time limit start now."""
-    signing, scratch = Signing(jwt_key=slurm.layout.jwt_key), Scratch()
-    with Sshd(signing.authority, environment=slurm.environment) as node:
-        async with (
-            ssh_subject(ssh_cluster(scratch, node), signing, CMSPRD.name, scratch, **KNOWN) as ssh,
-            rest_subject(rest_cluster(scratch, slurm), signing, CMSPRD.name, scratch, **KNOWN) as rest,
-        ):
-            for one in (ssh, rest):
-                one.early = await one.shell("sleep 600", partition="gpu", walltime_s=60)
-            yield Both(ssh, rest)
+def _release(whose: str) -> Release | None:
+    if why := testbed.missing() or sshd.missing():
+        pytest.skip(why)
+    if whose == "host":
+        return None
+    try:
+        return slurm_release.release(whose)
+    except CannotBuild as error:
+        pytest.skip(f"NO OTHER SLURM CAN BE TRIED ON THIS MACHINE: {error}")
+
+
+async def _together(
+    ways: list[RemoteSubject], names: list[str], turn: asyncio.Semaphore
+) -> dict[tuple[str, str], BaseException]:
+    """What failed: (way, test) → why."""
+    pairs = [(way, name) for name in names for way in ways]
+    ends = await asyncio.gather(*(_tried(way, name, turn) for way, name in pairs))
+    return {
+        (way.system.name, name): end for (way, name), end in zip(pairs, ends, strict=True) if end is not None
+    }
+
+
+async def _tried(way: RemoteSubject, name: str, turn: asyncio.Semaphore) -> BaseException | None:
+    test = getattr(Conformance(), name)
+    try:
+        if name == WAITS_ONLY:
+            await test(way)
+        else:
+            async with turn:
+                await test(way)
+    except (Exception, pytest.fail.Exception) as error:
+        return error
+    return None
+
+
+async def _one_ways_job_is_found_by_the_others(ways: list[RemoteSubject]) -> None:
+    ref = await ways[0].shell("exit 0")
+    for way in ways[1:]:
+        found = await way.system.find(way.grant, ref.name.removeprefix("edged-"), 0.0)
+        assert [one.ref.id for one in found] == [ref.id]
+        assert BatchRef(found[0].ref.cluster, ref.id, 0.0, ref.name).same(found[0].ref)
+    await ways[0].final(ref)
+
+
+async def _a_foreign_token_opens_nothing(slurm: SlurmTestbed, versions: tuple[str, ...]) -> None:
+    """Signed by another key. slurmrestd says so by a 500, or even by a 200 without jobs."""
+    scratch = Scratch()
+    key = scratch.root / "another.key"
+    key.write_bytes(bytes(range(32)))
+    for version in versions:
+        cluster = rest_cluster(scratch, slurm, name=version, api_version=version)
+        async with rest_subject(cluster, Signing(jwt_key=key), CMSPRD.name, scratch) as wrong:
+            with pytest.raises(Unavailable):
+                await wrong.system.sweep(wrong.grant)
+            with pytest.raises((UnknownOutcome, Busy)):
+                await wrong.shell("exit 0")
     scratch.remove()
 
 
-@pytest.mark.parametrize("name", [name for name in vars(Conformance) if name.startswith("test_")])
-async def test_suite(both: Both, name: str) -> None:
-    """One test of the suite, by both ways at once: most of its time is Slurm's own."""
-    test = getattr(Conformance(), name)
-    async with asyncio.TaskGroup() as tasks:
-        for way in (both.ssh, both.rest):
-            tasks.create_task(test(way), name=way.system.name)
-
-
-async def test_a_job_of_one_way_is_found_by_the_other(both: Both) -> None:
-    ref = await both.ssh.shell("exit 0")
-    found = await both.rest.system.find(both.rest.grant, ref.name.removeprefix("edged-"), 0.0)
-    assert [one.ref.id for one in found] == [ref.id]
-    assert isinstance(await both.ssh.final(ref), object)
-    assert BatchRef(found[0].ref.cluster, ref.id, 0.0, ref.name).same(found[0].ref)
+@asynccontextmanager
+async def _ways(slurm: SlurmTestbed, versions: tuple[str, ...]) -> AsyncIterator[list[RemoteSubject]]:
+    """It counts in minutes, so the jobs for the time limit start now."""
+    signing, scratch = Signing(jwt_key=slurm.layout.jwt_key), Scratch()
+    with Sshd(signing.authority, environment=slurm.environment, release=slurm.software) as node:
+        async with AsyncExitStack() as stack:
+            ways = [
+                await stack.enter_async_context(
+                    ssh_subject(ssh_cluster(scratch, node), signing, CMSPRD.name, scratch, **KNOWN)
+                )
+            ]
+            for version in versions:
+                cluster = rest_cluster(scratch, slurm, name=version, api_version=version)
+                subject = rest_subject(cluster, signing, CMSPRD.name, scratch, **KNOWN)
+                ways.append(await stack.enter_async_context(subject))
+            for way in ways:
+                way.early = await way.shell("sleep 600", partition="gpu", walltime_s=60)
+            yield ways
+    scratch.remove()

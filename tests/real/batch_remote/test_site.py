@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,16 @@ import pytest
 import pytest_asyncio
 
 from edged.errors import BadRequest, Denied
+from services.jobs import batch
 from tests.real.batch_remote.reaching import Scratch
 from tests.support import local_accounts
 from tests.support.killing import Killing
 from tests.support.site import Site, ended, output, queue, reached
 from tests.support.slurm import SlurmTestbed
 from tests.support.sshd import Sshd
+from tests.support.toml import dumps
+
+OTHER_KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ"
 
 pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 
@@ -164,6 +170,40 @@ async def test_another_account_is_another_login(far: Far) -> None:
         assert await output(api, job["id"]) == "atlprd\n"
 
 
+async def test_the_ten_lines_of_the_readme(slurm: SlurmTestbed) -> None:
+    """What the README shows, with this login node for its own: a job runs, and the doctor finds nothing wrong."""
+    text = (Path(batch.__file__).parent / "README.md").read_text()
+    block = text.partition("## A site with nothing but SSH")[2].partition("```toml\n")[2].partition("```")[0]
+    assert len([line for line in block.splitlines() if line]) <= 10
+    jobs, scratch = tomllib.loads(block)["jobs"], Scratch()
+    scratch.account("cmsprd")
+    with (
+        tempfile.TemporaryDirectory(prefix="edged-ten-") as name,
+        Sshd(environment=slurm.environment) as node,
+    ):
+        (cluster,), (only,) = jobs["cluster"], jobs["queue"]
+        cluster |= {"login": [node.login], "host_keys": [node.host_key], "sessions": scratch.template}
+        only |= {"partition": "cpu"}  # as the testbed calls it
+        site = Site(Path(name))
+        site.sections |= {
+            "accounts": {"mode": "accountd", "minimum_uid": 1000},
+            "mapping": [{"issuer": site.issuer.url, "groups": ["/cms"], "account": "cmsprd"}],
+            "jobs": {"listen": ["127.0.0.1:0"], "poll_s": 0.5, **jobs},
+        }
+        async with site.running():
+            node.trust((site.root / "state/identity/ssh_ca.pub").read_text().strip())
+            async with site.api() as api:
+                job = await api.call(
+                    "POST", "/v1/jobs", body={"script": "#!/bin/sh\nid -un\n", "queue": only["name"]}
+                )
+                view = await ended(api, job["id"], 60)
+                assert view["state"] == "FINISHED", json.dumps(view)
+                assert await output(api, job["id"]) == "cmsprd\n"
+            code, found = await _examined(site.file)
+            assert code == 0 and {one["part"] for one in found} == {cluster["name"]}, found
+    scratch.remove()
+
+
 async def test_people_log_in_with_their_token(far: Far, tmp_path: Path) -> None:
     """Token → certificate → the real ssh client; then revoked, and refused by sshd."""
     site, node = far.site, far.node
@@ -194,16 +234,55 @@ async def test_people_log_in_with_their_token(far: Far, tmp_path: Path) -> None:
 
 
 async def test_the_doctor_tries_every_cluster(far: Far) -> None:
-    environment = {**os.environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edged", "doctor", "--json", "--config", str(far.site.file),
-        env=environment, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
-    found = {(one["part"], one["ok"], one["text"].partition(":")[0]) for one in json.loads(out)}
+    _, found = await _examined(far.site.file)
+    tried = {(one["part"], one["ok"], one["text"].partition(":")[0]) for one in found}
     for cluster in ("login", "restd"):
         for account in ("cmsprd", "atlprd"):
-            assert (cluster, True, account) in found, json.loads(out)
+            assert (cluster, True, account) in tried, found
+
+
+@pytest.mark.parametrize(
+    ("cluster", "key", "value", "told", "advice"),
+    [
+        (
+            "login",
+            "host_keys",
+            [f"ssh-ed25519 {OTHER_KEY}"],
+            "its host key is not the pinned one",
+            "host_keys",
+        ),
+        ("login", "python", "python-that-is-not", "python-that-is-not", "Python 3.6"),
+        ("login", "login", ["127.0.0.1:1"], "Connect", "firewall"),
+        ("login", "slurm_conf", "/no/such/slurm.conf", "scontrol", "slurm_conf"),
+        ("restd", "url", "unix:/no/such/socket", "cannot be reached", "is slurmrestd running"),
+        ("restd", "url", "http://127.0.0.1:1", "cannot be reached", "is slurmrestd running"),
+    ],
+)
+async def test_the_doctor_says_what_is_wrong(
+    far: Far, tmp_path: Path, cluster: str, key: str, value: object, told: str, advice: str
+) -> None:
+    """In the words of who has to mend it, about this cluster only."""
+    settings = copy.deepcopy(far.site.settings())
+    wrong = next(one for one in settings["jobs"]["cluster"] if one["name"] == cluster)
+    wrong[key] = value
+    file = tmp_path / "examined.toml"
+    file.write_text(dumps(settings))
+    code, found = await _examined(file)
+    bad = [one for one in found if not one["ok"] and one["part"] in ("login", "restd")]
+    assert code == 1 and {one["part"] for one in bad} == {cluster}, found
+    assert len(bad) == 2, "one for each account"
+    for one in bad:
+        assert told in one["text"] and advice in one["advice"], one
+
+
+async def _examined(file: Path) -> tuple[int | None, list[dict[str, Any]]]:
+    """Exit status and findings of ``edged doctor jobs``."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edged", "doctor", "jobs", "--json", "--config", str(file),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, json.loads(out)
 
 
 async def test_people_without_leave_get_no_certificate(far: Far) -> None:

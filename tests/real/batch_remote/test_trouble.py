@@ -18,7 +18,7 @@ from edged.errors import Busy, Denied, NoSpace, Unavailable, UnknownOutcome
 from edged.identity.words import JobId
 from edged.lifecycle import Reporting
 from services.jobs.batch import script
-from services.jobs.batch.protocol import BatchState
+from services.jobs.batch.protocol import BatchRef, BatchState, Cause
 from services.jobs.batch.script import Payload
 from tests.real.batch_remote.reaching import (
     RemoteSubject,
@@ -77,7 +77,7 @@ async def far(fragile: SlurmTestbed) -> AsyncIterator[Far]:
     signing, scratch = Signing(jwt_key=fragile.layout.jwt_key), Scratch()
     environment = fragile.environment
     with (
-        Sshd(signing.authority, environment=environment) as one,
+        Sshd(signing.authority, environment=environment, settings={"MaxSessions": "2"}) as one,
         Sshd(signing.authority, environment=environment) as two,
     ):
         async with AsyncExitStack() as stack:
@@ -110,37 +110,95 @@ async def settled(way: RemoteSubject, job: str, since: float) -> list[Any]:
 # -- Slurm ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ssh", "rest"])
-async def test_a_frozen_controller_takes_the_job_and_it_is_found(far: Far, name: str) -> None:
-    way, since = far.way(name), time.time() - 1
-    job = way.job()
-    far.slurm.freeze_controller()
-    try:
+async def test_a_frozen_controller_takes_the_job_and_it_is_found(far: Far) -> None:
+    since, ways = time.time() - 1, (far.ssh, far.rest)
+    jobs = [way.job() for way in ways]
+
+    async def asked(way: RemoteSubject, job: str) -> None:
         with pytest.raises(UnknownOutcome):
             await way.shell("echo ran >>runs", job)
         with pytest.raises(Unavailable):
             await way.system.find(way.grant, job, since)
+
+    far.slurm.freeze_controller()
+    try:
+        await asyncio.gather(*map(asked, ways, jobs))
     finally:
         far.slurm.thaw_controller()
-    found = await settled(way, job, since)
-    assert len(found) == 1
-    assert (await way.final(found[0].ref)).state is BatchState.FINISHED
-    assert way.output(found[0].ref, "runs") == "ran\n"
+    for way, job in zip(ways, jobs, strict=True):
+        found = await settled(way, job, since)
+        assert len(found) == 1
+        assert (await way.final(found[0].ref)).state is BatchState.FINISHED
+        assert way.output(found[0].ref, "runs") == "ran\n"
 
 
-@pytest.mark.parametrize("name", ["ssh", "rest"])
-async def test_a_controller_that_is_down_has_no_job(far: Far, name: str) -> None:
-    way, since = far.way(name), time.time() - 1
-    far.slurm.stop_controller()
-    try:
-        job = way.job()
+async def test_a_controller_that_is_down_has_no_job(far: Far) -> None:
+    since, ways = time.time() - 1, (far.ssh, far.rest)
+    jobs = [way.job() for way in ways]
+
+    async def asked(way: RemoteSubject, job: str) -> None:
         with pytest.raises(UnknownOutcome):
             await way.shell("echo ran >>runs", job)
         with pytest.raises(Unavailable):
             await way.system.sweep(way.grant)
+
+    ended = [await way.shell("exit 3") for way in ways]
+    for way, ref in zip(ways, ended, strict=True):
+        await way.final(ref)
+    far.slurm.stop_controller()
+    try:
+        await asyncio.gather(*map(asked, ways, jobs))
+        facts = await far.ssh.system.finals(far.ssh.grant, ended[:1])
     finally:
         far.slurm.start_controller()
-    assert await settled(way, job, since) == []
+    assert [(one.state, one.exit_code) for one in facts] == [(BatchState.FAILED, 3)], "accounting goes on"
+    assert await asyncio.gather(*(settled(way, job, since) for way, job in zip(ways, jobs, strict=True))) == [
+        [],
+        [],
+    ]
+
+
+async def test_acknowledged_jobs_can_be_lost_and_their_ids_come_back(far: Far) -> None:
+    """kill -9 of slurmctld takes what it acknowledged last; whoever gets a lost id is another job."""
+    since, ways = time.time() - 1, (far.ssh, far.rest)
+    submitted = [(way, await way.shell("sleep 30", nodes=2, tasks=2, exclusive=True)) for way in ways * 2]
+    far.slurm.kill_controller()
+    far.slurm.start_controller()
+    kept = await asyncio.gather(*(settled(way, _job(ref), since) for way, ref in submitted))
+    lost = [pair for pair, found in zip(submitted, kept, strict=True) if not found]
+    others = [
+        (way, await way.shell("exit 0")) for way in ways for _ in lost
+    ]  # get the ids of the lost, or near
+    for way, ref in lost:
+        assert not await way.system.finals(way.grant, [ref]), "another job's end is not this one's"
+    for way, ref in submitted:
+        await way.system.cancel(way.grant, ref)
+    for way, ref in others:
+        assert (await way.final(ref)).state is BatchState.FINISHED, "cancelling a lost job hits no other"
+
+
+async def test_a_lost_node_fails_the_job_but_it_may_still_run(far: Far) -> None:
+    """Both ways tell alike: the site's fault, and the processes may be alive."""
+    refs = [await way.shell("sleep 60", tasks=8) for way in (far.ssh, far.rest)]
+    running = [
+        await way.seen(ref, BatchState.RUNNING) for way, ref in zip((far.ssh, far.rest), refs, strict=True)
+    ]
+    nodes = {job.nodes[0] for job in running}
+    for node in nodes:
+        far.slurm.kill_node(node)
+    try:
+        ends = await asyncio.gather(far.ssh.final(refs[0]), far.rest.final(refs[1]))
+    finally:
+        for node in nodes:
+            far.slurm.start_node(node)
+    assert {(end.state, end.cause, end.raw_state) for end in ends} == {
+        (BatchState.FAILED, Cause.SITE, "NODE_FAIL")
+    }
+    assert all(end.may_still_run for end in ends)
+
+
+def _job(ref: BatchRef) -> str:
+    return ref.name.removeprefix("edged-")
 
 
 # -- slurmrestd -----------------------------------------------------------------------------------
@@ -212,7 +270,9 @@ async def _same(way: RemoteSubject, _: frozenset[bytes]) -> bool:
 async def test_a_connection_cut_at_every_step_of_a_submission(far: Far) -> None:
     """Whenever the line is cut, the job is found or surely absent, and runs at most once."""
     since = time.time() - 1
-    for delay_s in (0.0, 0.005, 0.01, 0.02, 0.04, 0.08):
+
+    async def cut_after(delay_s: float) -> tuple[str, int]:
+        """The job, and how many of it there may be."""
         job = far.ssh.job()
         submitting = asyncio.ensure_future(far.ssh.shell("echo ran >>runs", job))
         await asyncio.sleep(delay_s)  # where in the submission the cut falls is what is tried here
@@ -221,12 +281,15 @@ async def test_a_connection_cut_at_every_step_of_a_submission(far: Far) -> None:
         try:
             await submitting
         except Busy:  # certainly not submitted: the engine would ask again
-            assert await settled(far.ssh, job, since) == []
-            continue
+            return job, 0
         except UnknownOutcome:
             pass
-        found = await settled(far.ssh, job, since)
-        assert len(found) <= 1
+        return job, 1
+
+    tried = [await cut_after(delay_s) for delay_s in (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)]
+    ends = await asyncio.gather(*(settled(far.ssh, job, since) for job, _ in tried))
+    for (_, at_most), found in zip(tried, ends, strict=True):
+        assert len(found) <= at_most
         for one in found:
             assert (await far.ssh.final(one.ref)).state is BatchState.FINISHED
             assert far.ssh.output(one.ref, "runs") == "ran\n"
