@@ -26,7 +26,10 @@ TREE = Path(__file__).parents[2]
 PLUGINS = TREE / "tests/real/operate/plugins/connection"
 ANSIBLE_S = 600.0
 SCOPES = "compute.read compute.create compute.modify compute.cancel storage.read:/ storage.modify:/"
-PORTS = {"identity": 8443, "jobs": 8444, "storage": 8446, "cache": 3128, "egress": 3129, "portal": 8445}
+PORTS = {
+    **{"identity": 8443, "jobs": 8444, "portal": 8445, "storage": 8446, "interlink": 8447},
+    **{"cache": 3128, "egress": 3129, "egress-api": 3130},
+}
 UNITS = (
     *("identity", "issuers", "identity-api", "accountd", "jobs", "storage", "cache", "egress", "netd"),
     "portal",
@@ -198,7 +201,15 @@ def _config(edge: Edge) -> Mapping[str, Any]:
     origin = f"{edge.machine.outside}/32"
     return {
         "identity": {"listen": [f"{every}:{PORTS['identity']}"], "admins": ["/site/admins"]},
-        "jobs": {"listen": [f"{every}:{PORTS['jobs']}"], "batch": "local", "poll_s": 0.5},
+        "jobs": {
+            "listen": [f"{every}:{PORTS['jobs']}"],
+            "batch": "local",
+            "poll_s": 0.5,
+            "interlink": {
+                "listen": [f"{every}:{PORTS['interlink']}"],
+                "runtime": {"kind": "none", "images": ["docker.io/library/"]},
+            },
+        },
         "storage": {"listen": [f"{every}:{PORTS['storage']}"]},
         "portal": {
             "listen": [f"{every}:{PORTS['portal']}"],
@@ -213,6 +224,7 @@ def _config(edge: Edge) -> Mapping[str, Any]:
         },
         "egress": {
             "listen": [f"{every}:{PORTS['egress']}"],
+            "api": {"listen": [f"{every}:{PORTS['egress-api']}"]},
             "inside": [origin],
             "source": [{"name": "nodes", "networks": ["10.0.0.0/8"], "vo": "cms"}],
             "destination": [{"name": "origin", "networks": [origin], "ports": [edge.origin.port]}],

@@ -12,6 +12,7 @@ import shutil
 import ssl
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,16 @@ async def test_the_portal_sees_every_part_and_reads_every_audit_log(edge: Edge) 
         assert theirs.returncode != 0 or directory == "cache", f"{directory} is open to another service"
 
 
+@pytest.mark.parametrize("service", ["interlink", "egress-api"])
+def test_listeners_beside_the_main_ones_have_their_sockets(edge: Edge, service: str) -> None:
+    """systemd holds them, and their service answers there with the host certificate."""
+    assert edge.machine.property(f"edged-{service}.socket", "ActiveState") == "active"
+    tls = ssl.create_default_context(cafile=str(edge.issuer.ca.file))
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{edge.url(service)}/nowhere", timeout=20, context=tls)
+    assert refused.value.code in (401, 404)
+
+
 def test_doctor_finds_nothing_wrong(edge: Edge) -> None:
     done = edge.machine.run("edged", "doctor", "--json", check=False)
     wrong = [one for one in json.loads(done.stdout) if not one["ok"] and one["part"] != "clock"]
@@ -266,6 +277,13 @@ def _doors(edge: Edge) -> list[Door]:
     admin = f"Host: edge\r\nAuthorization: Bearer {PORTAL_TOKEN}\r\nConnection: close\r\n\r\n"
     return [
         Door("portal", host, PORTS["portal"], f"GET /summary.json HTTP/1.1\r\n{admin}".encode(), tls),
+        Door(
+            "interlink",
+            host,
+            PORTS["interlink"],
+            f"POST /pinglink HTTP/1.1\r\nContent-Length: 0\r\n{bearer}".encode(),
+            tls,
+        ),
         Door("identity-api", host, PORTS["identity"], f"GET /v1/whoami HTTP/1.1\r\n{bearer}".encode(), tls),
         Door("jobs", host, PORTS["jobs"], f"GET /v1/jobs HTTP/1.1\r\n{bearer}".encode(), tls),
         Door("storage", host, PORTS["storage"], f"HEAD /cms/file HTTP/1.1\r\n{bearer}".encode(), tls),
