@@ -15,7 +15,8 @@ from services.storage.xrootd.plan import Plan, Role, plan
 
 ISSUER = "https://cms.example.org/"
 OTHER = "https://atlas.example.org/"
-INSTALLED = Installation((5, 5, 3), Path("/usr/bin"), Path("/usr/local/lib/edged/libEdgedGate.so"))
+PLUGIN = Path("/usr/lib/libXrdMultiuser-5.so")
+INSTALLED = Installation((5, 5, 3), Path("/usr/bin"), Path("/usr/local/lib/edged/libEdgedGate.so"), PLUGIN)
 
 
 def configured(*, atlas: bool = False, xrootd: dict[str, Any] | None = None, **more: Any) -> Config:
@@ -75,7 +76,9 @@ def test_an_export_of_several_accounts() -> None:
     assert found.instances == () and "several accounts" in found.refused["cms"]
     (only,) = made(config, multiuser=True).instances
     assert only.role is Role.MULTIUSER and only.exports[0].accounts == ("cmsprd", "cmsusr")
-    assert "ofs.osslib ++ libXrdMultiuser-5.so" in text(config, "multiuser", multiuser=True)
+    rendered = text(config, "multiuser", multiuser=True)
+    assert f"ofs.osslib ++ {PLUGIN}" in rendered
+    assert " several=1\n" in rendered, "the gate looks as the account"
 
 
 def test_the_plugin_must_be_there_when_asked_for() -> None:
