@@ -144,7 +144,7 @@ class PacketSocket:
 class Channel:
     """A front's channel to one account's worker."""
 
-    def __init__(self, sock: socket.socket, on_end: Callable[[Channel], None], places: int = 8) -> None:
+    def __init__(self, sock: socket.socket, on_end: Callable[[Channel], None], places: int = 16) -> None:
         """``places``: calls of one export at once; the worker has as many threads for each."""
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end

@@ -51,7 +51,7 @@ class AccountClient:
 
     name = "accounts"
 
-    def __init__(self, path: Path, places: int = 8) -> None:
+    def __init__(self, path: Path, places: int = 16) -> None:
         """``path``: accountd's socket. ``places``: calls at once for one account and export."""
         self._path = path
         self._places = places

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 
 from edged.accounts import messages
-from edged.errors import Busy, Unavailable
+from edged.errors import Busy, EdgeError, Unavailable
 
 HUNG_S = 5.0
 PROBE_S = 2.0
@@ -32,7 +32,7 @@ class Lane:
         self._quick = 0  # of them, those that a healthy file system answers at once
         self._since = 0.0  # the last answer, or when the first of the quick ones was sent
         self._probed = 0.0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()  # oldest first, until when
 
     def silent_s(self, now: float) -> float:
         """For how long calls that should be quick have got no answer; 0 when there are none."""
@@ -47,7 +47,7 @@ class Lane:
                 )
             self._probed = now
         if self._running >= self._places:
-            await self._turn()
+            await self._turn(now)
         else:
             self._running += 1
         if kind not in _LONG:
@@ -55,17 +55,15 @@ class Lane:
                 self._since = now
             self._quick += 1
 
-    async def _turn(self) -> None:
+    async def _turn(self, now: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, now + PATIENCE_S))
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                await turn
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if turn.done() and not turn.cancelled():  # the place came at the same moment: hand it on
+            await turn
+        except asyncio.CancelledError:
+            # the place came at the same moment: hand it on
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._free()
-            if isinstance(error, TimeoutError):
-                raise Busy("too many long calls on one export", detail=self._label) from None
             raise
 
     def leave(self, kind: object, now: float) -> None:
@@ -76,20 +74,25 @@ class Lane:
         self._free()
 
     def refuse_waiting(self, now: float) -> None:
-        """Tell those who wait for a place of a hung file system; called every second."""
+        """Tell those who wait for a place of a hung file system, or for too long; called every second."""
         if self.silent_s(now) > HUNG_S:
             self.close("the file system does not answer")
+        while self._waiting and self._waiting[0][1] < now:
+            self._refuse(Busy("too many long calls on one export", detail=self._label))
 
     def close(self, why: str) -> None:
         """No place will become free: tell all who wait."""
         while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(Unavailable(why, detail=self._label))
+            self._refuse(Unavailable(why, detail=self._label))
+
+    def _refuse(self, error: EdgeError) -> None:
+        turn, _ = self._waiting.popleft()
+        if not turn.done():
+            turn.set_exception(error)
 
     def _free(self) -> None:
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn, _ = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)  # the place changes hands
                 return

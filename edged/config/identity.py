@@ -156,7 +156,7 @@ class Accounts(Section):
     minimum_uid: Count = Field(default=1000, description="No account below it, ever")
     idle_s: Seconds = Field(default=900.0, description="A worker without use ends after this")
     file_threads: Count = Field(
-        default=8, description="File operations at once as one account, for each front"
+        default=16, description="File operations at once as one account on one export, for each front"
     )
     poll_account: AccountNameField | None = Field(
         default=None, description="Account whose squeue sees all jobs; None: one sweep per account"
