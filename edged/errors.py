@@ -37,6 +37,12 @@ class TooLarge(BadRequest):
     code = "too-large"
 
 
+class HeadTooLarge(TooLarge):
+    """A request's head is over its limit (RFC 6585 §5)."""
+
+    code = "head-too-large"
+
+
 class RangeNotSatisfiable(BadRequest):
     """The range begins past the end of the file (RFC 9110 §15.5.17)."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from edged import metrics
 from edged.errors import (
@@ -22,6 +23,7 @@ from edged.errors import (
 )
 from edged.http import openapi
 from edged.http.operations import PUBLIC, Admin, Call, Operation, Public, Reply, Requires
+from edged.http.underway import UnderWay
 from edged.identity.client import Verdicts
 from edged.identity.words import Verdict
 from edged.logs import audit
@@ -41,6 +43,7 @@ class Api:
         self.title = title
         self.operations = tuple(operations)
         self._identity = identity
+        self._under_way = UnderWay(identity)
         self._admins = frozenset(admins)
         self._exact: dict[str, dict[str, Operation]] = {}
         self._templates: list[tuple[tuple[str, ...], dict[str, Operation]]] = []
@@ -85,14 +88,8 @@ class Api:
         outcome = "error"
         try:
             verdict = await self._admit(operation, request)
-            call = Call(
-                request=request,  # type: ignore[arg-type]
-                verdict=verdict,
-                path=path,
-                query=_query(operation, request),
-                body=await self._body(operation, request),
-            )
-            result = await operation.run(call)
+            with self._under_way.of(verdict) if verdict is not None else nullcontext():
+                result = await self._run(operation, request, verdict, path)
             outcome = "ok"
         except EdgeError as error:
             outcome = error.code
@@ -101,6 +98,17 @@ class Api:
             label = f"{operation.method} {operation.path}"
             OPERATION_SECONDS.labels(label, outcome).observe(time.perf_counter() - started)
         return _response(operation, result)
+
+    async def _run(
+        self, operation: Operation, request: web.BaseRequest, verdict: Verdict | None, path: dict[str, str]
+    ) -> Any:
+        query = _query(operation, request)
+        if operation.takes is not None:
+            invite(request)
+        body = await self._body(operation, request)
+        return await operation.run(
+            Call(request=request, verdict=verdict, path=path, query=query, body=body)  # type: ignore[arg-type]
+        )
 
     def find(self, method: str, raw_path: str) -> tuple[Operation, dict[str, str]]:
         """The operation of a path still percent-encoded, and its parameters. Raises NotFound."""
@@ -206,6 +214,17 @@ def bearer(request: web.BaseRequest) -> str:
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthenticated("a bearer token is needed")
     return token.strip()
+
+
+def invite(request: web.BaseRequest) -> None:
+    """Send ``100 Continue`` if it was asked for (RFC 9110 §10.1.1). Raises BadRequest for what else is expected."""
+    expected = request.headers.get("Expect", "")
+    if not expected:
+        return
+    if expected.lower() != "100-continue":
+        raise BadRequest("Expect: only 100-continue is known")
+    if request.transport is not None and request.version >= HttpVersion11:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 async def read_body(request: web.BaseRequest, limit: int) -> bytes:

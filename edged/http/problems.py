@@ -14,6 +14,7 @@ from edged.logs import get_logger, request_id
 log = get_logger("edged.http")
 
 STATUS: Mapping[type[errors.EdgeError], int] = {
+    errors.HeadTooLarge: 431,
     errors.TooLarge: 413,
     errors.BadRequest: 400,
     errors.Unauthenticated: 401,

@@ -13,12 +13,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
 
 from edged import metrics
 from edged.config.site import Front
-from edged.errors import BadRequest, Busy, ConfigError, Unauthenticated
+from edged.errors import Busy, ConfigError, HeadTooLarge, Unauthenticated
+from edged.http.connection import LINGER_S, REQUEST_LINE, Connection, Request
 from edged.http.limits import Connections, Failures, source_of
 from edged.http.listen import address_of, listeners
 from edged.http.problems import answer
@@ -78,6 +81,7 @@ class HttpServer:
         self._handshakes: set[asyncio.Task[None]] = set()
         self._unheard: set[RequestHandler] = set()  # connections that have not sent a request yet
         self._all_heard = asyncio.Event()
+        self._head_bytes = front.limits.header_bytes
         self._opened = OPEN.labels(name)
         self._seconds = SECONDS.labels(name)
 
@@ -88,11 +92,12 @@ class HttpServer:
         self._room.set()
         server = web.Server(
             self._answer,
+            request_factory=_request,
             keepalive_timeout=self.front.limits.idle_s,
-            max_line_size=8190,
+            max_line_size=REQUEST_LINE,
             max_field_size=self.front.limits.header_bytes,
             access_log=None,
-            lingering_time=2.0,
+            lingering_time=LINGER_S,
             auto_decompress=False,
             handler_cancellation=True,
         )
@@ -156,6 +161,9 @@ class HttpServer:
         self._opened.inc()
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # who does not take its answer is cut off by the kernel, whoever of us is sending (tcp(7))
+            stuck_ms = int(self.front.limits.idle_s * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stuck_ms)
         if self._tls is None:
             await loop.connect_accepted_socket(lambda: self._protocol(server, source), sock)
             return
@@ -174,8 +182,8 @@ class HttpServer:
             if isinstance(error, asyncio.CancelledError):
                 raise
 
-    def _protocol(self, server: web.Server, source: str) -> _Connection:
-        connection = _Connection(server, source=source, on_close=self._closed)
+    def _protocol(self, server: web.Server, source: str) -> Connection:
+        connection = Connection(server, self.front.limits, source=source, on_close=self._closed)
         self._unheard.add(connection)
         return connection
 
@@ -184,7 +192,7 @@ class HttpServer:
         if not self._unheard:
             self._all_heard.set()
 
-    def _closed(self, connection: _Connection) -> None:
+    def _closed(self, connection: Connection) -> None:
         self._heard(connection)
         self.connections.give(connection.source)
         self._opened.dec()
@@ -201,6 +209,8 @@ class HttpServer:
         try:
             if self.failures.blocked(source, time.time()):
                 raise Busy("too many failed authentications from this address", retry_after_s=60)  # noqa: TRY301
+            if sum(len(name) + len(value) for name, value in request.raw_headers) > self._head_bytes:
+                raise HeadTooLarge("the request's headers are too large")  # noqa: TRY301
             response = await self._handler(request)
             if UNAUTHENTICATED in response:
                 self.failures.failed(source, time.time())
@@ -209,11 +219,16 @@ class HttpServer:
                 self.failures.failed(source, time.time())
             if request.transport is None:
                 raise
+            if _begun(request):
+                log.warning("answer broken off", extra={"reason": str(error)})
+                raise  # the connection ends: the client must not take what it has for all of it
             response = answer(error)
         finally:
             self._account(request, response, time.perf_counter() - started, source)
             request_id.reset(mark)
         if not response.prepared:
+            if _begun(request):
+                raise ConnectionResetError("another answer had begun")
             response.headers["X-Request-Id"] = rid
         return response
 
@@ -238,41 +253,18 @@ class HttpServer:
         )
 
 
-class _Connection(RequestHandler):
-    """aiohttp's protocol, which also gives its place back when it ends."""
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> Request:
+    return Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
-    __slots__ = ("_on_close", "source")
 
-    def __init__(self, server: web.Server, *, source: str, on_close: Callable[[_Connection], None]) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), **server._kwargs)
-        self.source = source
-        self._on_close: Callable[[_Connection], None] | None = on_close
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What is no HTTP is answered like every other error, and the connection ends with it."""
-        if status >= 500 or request.writer.output_size > 0:
-            return super().handle_error(request, status, exc, message)
-        response = answer(BadRequest("not a valid HTTP request"))
-        response.force_close()
-        return response
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Count the place free, then aiohttp's own clean-up."""
-        self.release()
-        with suppress(AttributeError):  # never connected: the handshake failed
-            super().connection_lost(exc)
-
-    def release(self) -> None:
-        """Give the place back once."""
-        if self._on_close is not None:
-            self._on_close(self)
-            self._on_close = None
+def _begun(request: web.BaseRequest) -> bool:
+    return isinstance(request, Request) and request.begun
 
 
 async def _readable(sock: socket.socket) -> None:

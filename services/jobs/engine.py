@@ -34,6 +34,7 @@ from services.jobs.model import Description, Job, State, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
 from services.jobs.sessions import RoutedSessions, Sessions
+from services.jobs.sites import Sites
 from services.jobs.summary import Telling
 
 log = get_logger("edged.jobs")
@@ -89,6 +90,7 @@ class Engine:
             )
             for name, batch in batches.items()
         }
+        self._sites = Sites(batches, identity.standing_grant)
         self._telling = Telling(config, self.registry, self.sites)
         self._coming: dict[JobId, Job] = {}  # on their way into the journal
         self._tasks: Background | None = None
@@ -431,11 +433,8 @@ class Engine:
         self.drained = frozenset(queues)
 
     async def sites(self, account: AccountName) -> dict[str, SiteState]:
-        """What each batch system says of itself, as the account sees it."""
-        states: dict[str, SiteState] = {}
-        for name, batch in self.batches.items():
-            states[name] = await batch.site(await self._identity.standing_grant(account))
-        return states
+        """What each batch system says of itself, as the account sees it; some seconds old."""
+        return await self._sites.of(account)
 
     async def summary(self) -> Summary:
         """Who is using the site's queues, for the portal."""

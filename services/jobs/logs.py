@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Literal
 
 import msgspec
@@ -30,9 +31,12 @@ class LogRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def send_log(
-    request: web.BaseRequest, engine: Engine, job: Job, query: LogRequest
+    request: web.BaseRequest, engine: Engine, job: Job, query: LogRequest, *, until: float
 ) -> web.StreamResponse:
-    """Send the end of a stream as plain text. NotFound before the job has written anything."""
+    """Send the end of a stream as plain text, following it no longer than ``until``, the token's end.
+
+    NotFound before the job has written anything.
+    """
     name = job.stdout if query.stream == "stdout" else job.stderr
     opened = await _open(engine, job, name)
     if opened is None and not query.follow:
@@ -45,7 +49,7 @@ async def send_log(
         if opened is not None:
             position = await _send_tail(response, opened, query)
         while query.follow:
-            over = job.state.final
+            over = job.state.final or time.time() >= until
             if opened is None:
                 opened = await _open(engine, job, name)
             if opened is not None:

@@ -28,7 +28,6 @@ from services.jobs.sessions import tree
 CREATE, READ = Requires(Action.COMPUTE_CREATE), Requires(Action.COMPUTE_READ)
 CANCEL, MODIFY = Requires(Action.COMPUTE_CANCEL), Requires(Action.COMPUTE_MODIFY)
 PAGE = 1000
-SITE_FRESH_S = 15.0
 
 
 class Bulk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +112,6 @@ class NativeDoor:
         self._config = config
         self._engine = engine
         self._decode = msgspec.json.Decoder(Description)
-        self._site: tuple[float, Any] = (0.0, None)
 
     def operations(self) -> tuple[Operation, ...]:
         """Routes, access and OpenAPI come from here."""
@@ -240,7 +238,9 @@ class NativeDoor:
         return await fd.send(call.request, opened)
 
     async def log(self, call: Call) -> web.StreamResponse:
-        return await send_log(call.request, self._engine, self._job(call), call.query)
+        return await send_log(
+            call.request, self._engine, self._job(call), call.query, until=call.caller.token_expires_at
+        )
 
     async def events(self, call: Call) -> web.StreamResponse:
         """Server-sent events: ``data`` is the job's view; a comment every 15 s keeps proxies awake."""
@@ -261,10 +261,7 @@ class NativeDoor:
         return response
 
     async def site(self, call: Call) -> dict[str, Any]:
-        at, states = self._site
-        if time.time() - at > SITE_FRESH_S:
-            states = await self._engine.sites(call.caller.account)
-            self._site = (time.time(), states)
+        states = await self._engine.sites(call.caller.account)
         jobs = self._engine.config
         return {
             "site": self._config.site.name,

@@ -53,6 +53,9 @@ class Identity:
     async def job_grant(self, _verdict: Verdict, _job: JobId) -> bytes:
         return b"grant"
 
+    async def standing_grant(self, _account: AccountName) -> bytes:
+        return b"standing"
+
     async def report_job(self, _job: JobId, _nodes: tuple[str, ...], *, ended: bool) -> None:
         return None
 

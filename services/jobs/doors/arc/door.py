@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from edged.config import Config
 from edged.errors import Denied, EdgeError, NotFound, Unauthenticated
 from edged.http.operations import AUTHENTICATED, PUBLIC, Access, Authenticated, Public, Requires
 from edged.http.server import UNAUTHENTICATED
+from edged.http.underway import UnderWay
 from edged.identity.client import Verdicts
 from edged.identity.words import Action, Verdict
 from edged.logs import audit
@@ -57,6 +59,7 @@ class ArcDoor:
         self._config = config
         self._engine = engine
         self._callers = Callers(config, config.jobs.arc, identity)
+        self._under_way = UnderWay(identity)
         self._offers: dict[tuple[str, str], tuple[float, bytes]] = {}
         self._rows = self._table()
 
@@ -103,7 +106,8 @@ class ArcDoor:
                 return formats.refusal(NotFound("Not implemented"), form, 501)
             unreadable = row.unreadable
             call.verdict = await self._admit(row.access, request, resource)
-            return await row.run(call)
+            with self._under_way.of(call.verdict) if call.verdict is not None else nullcontext():
+                return await row.run(call)
         except Unauthenticated as error:
             response = formats.refusal(error, form)
             response[UNAUTHENTICATED] = True

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from edged.errors import BadRequest
-from edged.http.api import read_body
+from edged.http.api import invite, read_body
 from edged.identity.words import Verdict
 from services.jobs.doors.arc.formats import Format
 
@@ -49,11 +48,5 @@ class Exchange:
         return await read_body(self.request, limit)
 
     async def invite(self) -> None:
-        """Send ``100 Continue`` if it was asked for (RFC 9110 §10.1.1)."""
-        expected = self.request.headers.get("Expect", "")
-        if not expected:
-            return
-        if expected.lower() != "100-continue":
-            raise BadRequest("Expect: only 100-continue is known")
-        if self.request.transport is not None:
-            self.request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        """Send ``100 Continue`` if it was asked for."""
+        invite(self.request)

@@ -7,7 +7,6 @@ we. Only 200 is success. The text of an error is shown to the pod's owner.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -20,6 +19,7 @@ from edged.config.doors import InterLink
 from edged.errors import BadRequest, EdgeError, NotFound, Unauthenticated, Unavailable
 from edged.http.api import read_body
 from edged.http.problems import headers_of, status_of
+from edged.http.underway import UnderWay
 from edged.identity.client import Verdicts
 from edged.identity.words import Action, Verdict
 from edged.lifecycle import Background
@@ -43,7 +43,6 @@ PATHS = ("/create", "/status", "/delete", "/getLogs", "/pinglink", "/updateCache
 SESSION_HEADER = "InterLink-Http-Session"
 SMALL_BODY = 4 << 20  # a pod, without the objects it mounts
 MANY_PODS = 2000
-SITE_FRESH_S = 15.0
 _STARTED = frozenset({State.RUNNING, State.SUSPENDED, State.FINISHING})
 _encode = msgspec.json.Encoder().encode
 _asked = msgspec.json.Decoder(list[AskedPod] | None).decode
@@ -67,8 +66,9 @@ class Door:
         self.index = Index(engine.registry)
         self.records = Records(engine, config.refresh_s)
         self.intake = Intake(config, engine, identity, self.index)
+        self.under_way = UnderWay(identity)
         self._tasks: Background | None = None
-        self._site: dict[str, tuple[float, dict[str, SiteState]]] = {}
+        self._site: dict[str, dict[str, SiteState]] = {}
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
@@ -171,15 +171,12 @@ class Door:
         return _json(ping.answer(self.config, queues, self.engine.drained, states, own))
 
     async def _states(self, caller: Verdict) -> dict[str, SiteState]:
-        """What the batch systems say, not older than 15 s. A silent one is left out: the node stays up."""
-        at, states = self._site.get(caller.account, (0.0, {}))
-        if time.monotonic() - at > SITE_FRESH_S or not at:
-            try:
-                states = await self.engine.sites(caller.account)
-            except EdgeError as error:
-                log.warning("no state of the site for a ping", extra={"reason": str(error)})
-            self._site[caller.account] = (time.monotonic(), states)
-        return states
+        """What the batch systems say, or said last: the node stays up while they are silent."""
+        try:
+            self._site[caller.account] = await self.engine.sites(caller.account)
+        except EdgeError as error:
+            log.warning("no state of the site for a ping", extra={"reason": str(error)})
+        return self._site.get(caller.account, {})
 
     async def update(self, request: web.BaseRequest, caller: Verdict) -> web.StreamResponse:
         """An API server's cache: there is none here."""
@@ -237,7 +234,9 @@ class Listener:
         try:
             if answer is None or request.method not in ("GET", "POST", "DELETE"):
                 raise NotFound("no such interLink call")
-            return await answer(request, await self._callers.verdict(request))
+            verdict = await self._callers.verdict(request)
+            with self._door.under_way.of(verdict):
+                return await answer(request, verdict)
         except Unauthenticated:
             raise
         except EdgeError as error:
