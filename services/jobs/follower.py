@@ -62,6 +62,11 @@ class Look:
     accounts: tuple[str, ...]
 
 
+def pause_s(poll_s: float, took_s: float) -> float:
+    """Longer after a sweep that took long: a big queue or a controller under stress is asked less often."""
+    return min(max(poll_s, took_s * SPARE), poll_s * SPARE_AT_MOST)
+
+
 class Follower:
     """Follows the jobs of one batch system. ``looks`` tells the sweeps to make, by the accounts in use."""
 
@@ -107,16 +112,11 @@ class Follower:
                 await self._poll_once()
                 took_s = time.perf_counter() - started
             try:
-                async with asyncio.timeout(self._pause_s(took_s)):
+                async with asyncio.timeout(pause_s(self._config.poll_s, took_s)):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
-
-    def _pause_s(self, took_s: float) -> float:
-        """Longer after a sweep that took long: a big queue or a controller under stress is asked less often."""
-        poll_s = self._config.poll_s
-        return min(max(poll_s, took_s * SPARE), poll_s * SPARE_AT_MOST)
 
     def wake(self) -> None:
         """Poll now: something was cancelled, or somebody waits."""

@@ -311,6 +311,7 @@ class Conformance:
     async def test_the_site_is_described(self, subject: Subject) -> None:
         state = await subject.system.site(subject.grant)
         assert state.cluster and state.partitions
+        assert any(part.up and part.nodes_usable for part in state.partitions)
         assert all(0 <= part.cpus_free <= part.cpus for part in state.partitions)
 
     async def test_the_time_limit_ends_a_job(self, subject: Subject) -> None:

@@ -7,23 +7,35 @@ import os
 import pwd
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edged.config.batch import SlurmRestCluster, SshCluster
 from edged.config.jobs import Jobs
+from edged.errors import Unavailable
 from services.jobs.batch.conformance import Subject
-from services.jobs.batch.protocol import BatchRef, Reached, Surroundings
+from services.jobs.batch.protocol import BatchRef, GpuRequest, Reached, Surroundings
 from services.jobs.batch.script import Files
 from services.jobs.batch.slurmrest.driver import DRIVER as REST
 from services.jobs.batch.ssh.driver import DRIVER
+from tests.support.local_accounts import CMSPRD
 from tests.support.signing import Signing
 from tests.support.slurm import SlurmTestbed
 from tests.support.sshd import Sshd
 
 BASE: dict[str, Any] = {"partition": "cpu", "memory_per_node": 100 << 20, "walltime_s": 600}
+
+
+# what the conformance suite is told of the testbed
+KNOWN: dict[str, Any] = {
+    "filler": {"nodes": 2, "tasks": 2, "exclusive": True},
+    "impossible": {"memory_per_node": 1 << 50},
+    "gpu": {"partition": "gpu", "gpus": GpuRequest("gpu:h200", 1)},
+}
 
 
 class NoAccounts:
@@ -157,3 +169,56 @@ class RemoteSubject(Subject):
 
     async def walltime_job(self) -> BatchRef:
         return self.early or await super().walltime_job()
+
+
+@dataclass
+class Far:
+    """Two login nodes and a slurmrestd before one Slurm. ``subject`` makes more ways."""
+
+    slurm: SlurmTestbed
+    nodes: tuple[Sshd, Sshd]
+    signing: Signing
+    scratch: Scratch
+    ssh: RemoteSubject
+    rest: RemoteSubject
+
+    def subject(self, *nodes: Sshd, signing: Signing | None = None, **more: Any) -> Any:
+        """Another driver for these login nodes."""
+        cluster = ssh_cluster(self.scratch, *(nodes or self.nodes), **more)
+        return ssh_subject(cluster, signing or self.signing, CMSPRD.name, self.scratch)
+
+
+@asynccontextmanager
+async def far_side(slurm: SlurmTestbed) -> AsyncIterator[Far]:
+    """All of it, for ``slurm``; the first login node has room for two sessions a connection only."""
+    signing, scratch = Signing(jwt_key=slurm.layout.jwt_key), Scratch()
+    environment = slurm.environment
+    with (
+        Sshd(signing.authority, environment=environment, settings={"MaxSessions": "2"}) as one,
+        Sshd(signing.authority, environment=environment) as two,
+    ):
+        async with AsyncExitStack() as stack:
+            cluster = ssh_cluster(scratch, one, two)
+            ssh = await stack.enter_async_context(ssh_subject(cluster, signing, CMSPRD.name, scratch))
+            rest = await stack.enter_async_context(
+                rest_subject(rest_cluster(scratch, slurm), signing, CMSPRD.name, scratch)
+            )
+            for way in (ssh, rest):
+                await way.system.site(way.grant)
+            yield Far(slurm, (one, two), signing, scratch, ssh, rest)
+    scratch.remove()
+
+
+async def settled(way: RemoteSubject, job: str, since: float) -> list[Any]:
+    """What ``find`` answers, once it has answered the same for the time accounting may lag."""
+    stands_since = time.monotonic()
+    while time.monotonic() - stands_since < 5:
+        try:
+            found = list(await way.system.find(way.grant, job, since))
+        except Unavailable:  # the cut client is only now being killed
+            stands_since = time.monotonic()
+            found = []
+        if found:
+            return found
+        await asyncio.sleep(0.3)
+    return []

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import pytest
 
 from edged.errors import Busy, Unavailable, UnknownOutcome
 from services.jobs.batch.conformance import Conformance
-from services.jobs.batch.protocol import BatchRef, GpuRequest
+from services.jobs.batch.protocol import BatchRef
 from tests.real.batch_remote.reaching import (
+    KNOWN,
     RemoteSubject,
     Scratch,
     rest_cluster,
@@ -35,11 +35,6 @@ from tests.support.sshd import Sshd
 
 pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.timeout(400)]
 
-KNOWN: dict[str, Any] = {
-    "filler": {"nodes": 2, "tasks": 2, "exclusive": True},
-    "impossible": {"memory_per_node": 1 << 50},
-    "gpu": {"partition": "gpu", "gpus": GpuRequest("gpu:h200", 1)},
-}
 # whose Slurm → what its slurmrestd speaks. Debian's last release moves on: only the newest we know are asked for
 VERSIONS = {
     "host": ("v0.0.38",),

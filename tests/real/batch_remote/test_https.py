@@ -9,8 +9,7 @@ import pytest
 from edged.errors import Busy, Unavailable
 from edged.identity.testca import ThrowAwayCa
 from services.jobs.batch.protocol import BatchState
-from tests.real.batch_remote.reaching import Scratch, rest_cluster, rest_subject
-from tests.real.batch_remote.test_conformance import KNOWN
+from tests.real.batch_remote.reaching import KNOWN, Scratch, rest_cluster, rest_subject
 from tests.support.local_accounts import CMSPRD
 from tests.support.signing import Signing
 from tests.support.slurm import SlurmTestbed

@@ -333,18 +333,35 @@ async def _ssh(node: Sshd, key: Path, user: str, command: str) -> tuple[int, str
     return process.returncode or 0, out.decode()
 
 
-@pytest.mark.timeout(200)
-async def test_kills_lose_and_double_nothing(far: Far) -> None:
-    """kill -9 of the daemon, and of the connection, while jobs are submitted by both ways."""
+class KillingTheFarSideToo(Killing):
+    """Beside edged's processes: the connections, slurmrestd, and a slurmctld that is restarted."""
 
-    class CuttingToo(Killing):
-        async def _kill(self) -> None:
-            if self.random.random() < 0.5:
-                self.killed["connection"] += 1
-                far.node.cut()
-            else:
-                await super()._kill()
+    def __init__(self, far: Far, slurm: SlurmTestbed, **how: Any) -> None:
+        super().__init__(far.site, **how)
+        self._far = far
+        self._slurm = slurm
 
-    found = await CuttingToo(far.site, seed=9, points=6, per_point=3, queues=("far", "rest")).run()
+    async def _kill(self) -> None:
+        victim = self.random.choice(("edged", "edged", "connections", "slurmrestd", "slurmctld"))
+        if victim == "edged":
+            await super()._kill()
+            return
+        self.killed[victim] += 1
+        match victim:
+            case "connections":
+                self._far.node.cut()
+            case "slurmrestd":
+                self._slurm.rest.kill()
+                await asyncio.to_thread(self._slurm.start_rest)
+            case _:
+                await asyncio.to_thread(self._slurm.restart_controller)
+
+
+@pytest.mark.timeout(280)
+async def test_kills_lose_and_double_nothing(far: Far, slurm: SlurmTestbed) -> None:
+    """kill -9 of whatever stands between a broker and its job, while jobs are submitted by both ways."""
+    killing = KillingTheFarSideToo(far, slurm, seed=9, points=10, per_point=3, queues=("far", "rest"))
+    found = await killing.run()
     assert (found.lost, found.doubled) == ([], []), found
     assert found.finished == found.acknowledged
+    assert len(found.killed) >= 4, found.killed

@@ -232,7 +232,7 @@ def _partition(row: Mapping[str, Any], nodes: list[Place]) -> PartitionState:
         used = gpus(node.gres_used or "")
         for gres, count in gpus(node.gres or "").items():
             free[gres] = free.get(gres, 0) + max(0, count - used.get(gres, 0))
-    state = row.get("state") or (row.get("partition") or {}).get("state")
+    state = row.get("state") or (row.get("partition") or {}).get("state") or "UP"  # v0.0.39 tells none
     limit = row.get("max_time_limit", (row.get("maximums") or {}).get("time"))
     minutes = number(limit)
     return PartitionState(
