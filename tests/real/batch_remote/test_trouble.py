@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from edged.errors import Busy, Unavailable, UnknownOutcome
 from services.jobs.batch.protocol import BatchRef, BatchState, Cause
+from services.jobs.batch.slurmrest.rest import Rest
 from tests.real.batch_remote.reaching import Far, RemoteSubject, far_side, rest_cluster, rest_subject, settled
 from tests.support import slurm as testbed
 from tests.support import sshd
@@ -143,6 +144,17 @@ async def test_slurmrestd_restarts(far: Far) -> None:
     far.slurm.start_rest()
     ref = await far.rest.shell("exit 0")
     assert (await far.rest.final(ref)).state is BatchState.FINISHED
+
+
+async def test_an_upgraded_slurmrestd_is_asked_anew_what_it_speaks(far: Far) -> None:
+    """The version that was found is gone: one listing fails, the next goes by another version."""
+    rest = far.rest.far.service
+    assert isinstance(rest, Rest) and await rest.version(far.rest.grant) == "v0.0.38"
+    rest._version = "v0.0.30"  # as if that had been there before the upgrade
+    with pytest.raises(Unavailable):
+        await far.rest.system.sweep(far.rest.grant)
+    await far.rest.system.sweep(far.rest.grant)
+    assert await rest.version(far.rest.grant) == "v0.0.38"
 
 
 async def test_a_frozen_slurmrestd_is_an_unknown_outcome(far: Far) -> None:

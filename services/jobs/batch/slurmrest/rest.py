@@ -82,6 +82,8 @@ class Rest:
         told = await self._ask(grant, "GET", url, action=Action.JOB_POLL, query=query)
         if told.status not in (200, 304):
             told = await self._ask(grant, "GET", url, action=Action.JOB_POLL, query=query)
+        if told.status == 404 and not path.startswith("job/"):  # upgraded: it may have dropped this version
+            self._version = self.cluster.api_version or None
         return told
 
     async def submit(self, grant: bytes, body: Mapping[str, Any]) -> Told:
