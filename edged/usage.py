@@ -76,14 +76,17 @@ COLUMNS = (
     "jobs",
     "finished",
     "cpu_h",
+    "cpu_measured_h",
     "cpu_used_h",
     "cpu_efficiency",
     "gpu_h",
+    "gpu_measured_h",
     "gpu_used_h",
     "gpu_efficiency",
     "bytes_in",
     "bytes_out",
 )
+SHOWN = tuple(name for name in COLUMNS if not name.endswith("_measured_h"))  # a terminal is only so wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +170,11 @@ def figures(row: Usage) -> dict[str, float | int | None]:
         "jobs": row.jobs,
         "finished": row.finished,
         "cpu_h": row.cpu_allocated_s / HOUR_S,
+        "cpu_measured_h": row.cpu_measured_s / HOUR_S,
         "cpu_used_h": None if row.cpu_used_s is None else row.cpu_used_s / HOUR_S,
         "cpu_efficiency": row.cpu_efficiency,
         "gpu_h": row.gpu_allocated_s / HOUR_S,
+        "gpu_measured_h": row.gpu_measured_s / HOUR_S,
         "gpu_used_h": None if row.gpu_used_s is None else row.gpu_used_s / HOUR_S,
         "gpu_efficiency": row.gpu_efficiency,
         "bytes_in": row.bytes_in,
@@ -208,10 +213,10 @@ def _plain(value: float | None) -> str:
 
 def as_table(rows: Sequence[Usage], by: Sequence[str]) -> str:
     """Aligned columns for a terminal."""
-    lines = [[*by, *COLUMNS]]
+    lines = [[*by, *SHOWN]]
     for row in rows:
         shown = figures(row)
-        lines.append([getattr(row, word) or "-" for word in by] + [readable(n, shown[n]) for n in COLUMNS])
+        lines.append([getattr(row, word) or "-" for word in by] + [readable(n, shown[n]) for n in SHOWN])
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     return "\n".join(_aligned(line, widths, words=len(by)) for line in lines)
 

@@ -299,9 +299,17 @@ def usage_table(caption: str, rows: Sequence[Usage], by: Sequence[str]) -> Safe:
 
 
 def _figure(row: Usage, name: str, value: float | None) -> str:
-    """Nothing allocated is nothing to measure."""
-    allocated = {"cpu_efficiency": row.cpu_allocated_s, "gpu_efficiency": row.gpu_allocated_s}
-    return DASH if allocated.get(name) == 0 else readable(name, value)
+    """Nothing allocated is nothing to measure; of what was measured in part, the part is told."""
+    allocated, measured = {
+        "cpu_efficiency": (row.cpu_allocated_s, row.cpu_measured_s),
+        "gpu_efficiency": (row.gpu_allocated_s, row.gpu_measured_s),
+    }.get(name, (1.0, 1.0))
+    if allocated == 0:
+        return DASH
+    part = measured / allocated
+    return readable(name, value) + (
+        f" of the {part:.0%} measured" if value is not None and part < 0.99 else ""
+    )
 
 
 def search_form(text: str) -> Safe:

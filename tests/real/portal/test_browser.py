@@ -72,6 +72,8 @@ def busy(now: float) -> Snapshot:
             cpu_measured_s=share * 3.6e6,
             cpu_used_s=share * 3.1e6,
             gpu_allocated_s=3.6e5 * (1 + back % 4) if vo == "intertwin" else 0.0,
+            gpu_measured_s=2.7e5 if vo == "intertwin" else 0.0,
+            gpu_used_s=2.1e5 if vo == "intertwin" else None,
             bytes_in=share * 10**11 * (1 + back % 3),
             bytes_out=share * 10**10,
         )
