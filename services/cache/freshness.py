@@ -117,7 +117,7 @@ def lifetime_s(stored: Stored, negative_s: float) -> float:
 
 
 def _seconds(text: str) -> float:
-    return min(float(text), _MAX_LIFETIME_S) if text.isdigit() else 0.0
+    return min(float(text), _MAX_LIFETIME_S) if text.isascii() and text.isdigit() else 0.0
 
 
 def birth(stored: Stored) -> float:

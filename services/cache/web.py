@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 
 from edged.config.cache import Cache
-from edged.errors import EdgeError, Upstream
+from edged.errors import Busy, EdgeError, Upstream
 from edged.logs import get_logger
 from services.cache import answers, freshness
 from services.cache.answers import Answer
@@ -74,6 +74,7 @@ class Web:
         self._via = via
         self._records = Records(store, disk)
         self._running: dict[str, Exchange] = {}
+        self._fetches = 0
         self._tasks: asyncio.TaskGroup | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -172,7 +173,11 @@ class Web:
     def _begin(
         self, name: str, route: WebRoute, asked: Mapping[str, str], stored: Stored | None, personal: bool
     ) -> Exchange:
+        """A fetch. Raises Busy."""
         assert self._tasks is not None
+        if self._fetches >= self._config.fills:  # a fetch outlives a client that leaves
+            raise Busy("too many answers are being fetched")
+        self._fetches += 1
         limit = self._config.max_object
         fill = Fill(self._store, self._disk, name=None, small=self._config.memory_object, limit=limit)
         exchange = Exchange(fill, asyncio.get_running_loop())
@@ -193,6 +198,7 @@ class Web:
             log.exception("fetch failed", extra={"destination": route.destination.section.name})
             self._failed(exchange, Upstream("the fetch failed", detail=repr(error)))
         finally:
+            self._fetches -= 1
             if self._running.get(name) is exchange:
                 del self._running[name]
             self._failed(exchange, Upstream("the cache is stopping"))
@@ -267,7 +273,7 @@ def _judge(reply: Reply) -> EdgeError | None:
 
 def _stored(route: WebRoute, reply: Reply, requested: float) -> Stored:
     headers = freshness.end_to_end(reply.headers)
-    if (age := reply.fields.get("age", "")).isdigit():
+    if (age := reply.fields.get("age", "")).isascii() and age.isdigit():
         headers.append(("X-Edged-Age", age))
     fields = freshness.joined(headers)
     return Stored(route.key, reply.status, headers, requested, time.time(), "", 0, freshness.vary(fields))

@@ -299,12 +299,16 @@ class Session:
         self._join(server, endpoint)
 
     def _join(self, server: socket.socket, endpoint: Endpoint) -> None:
-        gate, asker, place, decision = self.gate, self._asker, endpoint.place, endpoint.decision
+        gate, asker, place = self.gate, self._asker, endpoint.place
         assert asker is not None
+        decision = gate.decide(asker, self._way, place)  # again: the policy may have changed while we dialled
+        if not decision.allowed:
+            self._part(server)
+            self._refuse(Refusal(decision.outcome, decision.reason, decision.rule, decision.destination))
+            return
         meter = gate.meters.of(decision.rule, asker)
         if meter is not None and (why := meter.refuses()) is not None:
-            gate.poller.forget(server.fileno())
-            server.close()
+            self._part(server)
             self._refuse(Refusal(Outcome.LIMIT, why, decision.rule, decision.destination))
             return
         passage = Passage(asker, self._way, place, decision, self._principal(), _shown(place))
@@ -319,6 +323,11 @@ class Session:
         tunnel.up.preset(self.prelude + early)
         self.closed = True
         tunnel.start(self._seen, endpoint.seen)
+
+    def _part(self, server: socket.socket) -> None:
+        """Drop a server we connected to and may not use."""
+        self.gate.poller.forget(server.fileno())
+        server.close()
 
     def _principal(self) -> Principal | None:
         return self._pass.facts.principal if self._pass is not None else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.real.cache.site import Site, cache
+from tests.real.cache.site import CLOSED, Site, cache
 from tests.support import stratum as faults
 from tests.support.stratum import Asked, Say, Stratum
 
@@ -23,9 +23,11 @@ MODIFIED = "Mon, 02 Nov 2026 10:00:00 GMT"
 
 
 @asynccontextmanager
-async def destination(tmp_path: Path, server: Stratum, **extra: Any) -> AsyncIterator[Site]:
+async def destination(
+    tmp_path: Path, server: Stratum, *, fills: int = 512, **extra: Any
+) -> AsyncIterator[Site]:
     section = {"name": "frontier", "hosts": [server.authority], **extra}
-    async with cache(tmp_path, [server], destination=[section], repository=[]) as site:
+    async with cache(tmp_path, [server], destination=[section], repository=[], fills=fills) as site:
         yield site
 
 
@@ -208,3 +210,22 @@ async def test_a_request_that_comes_around_is_refused(tmp_path: Path) -> None:
         await site.fetch(server.url + "/x")
         via = server.requests[0].headers["via"]
         assert (await site.fetch(server.url + "/y", {"Via": via})).status == 403
+
+
+async def test_fetches_at_once_are_limited_though_their_clients_leave(tmp_path: Path) -> None:
+    silent = Stratum(lambda _: faults.mute(Say(b"")))
+    async with silent.running() as server, destination(tmp_path, server, fills=2) as site:
+        for number in range(2):
+            client = site.client()
+            await client.send(f"GET {server.url}/{number} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+            await server.until_asked(number + 1)
+            client.close()
+        assert await site.fetch(f"{server.url}/2") == CLOSED
+        assert server.asked.total() == 2
+
+
+async def test_a_lifetime_in_foreign_digits_is_none(tmp_path: Path) -> None:
+    async with web(Cache_Control="max-age=\xb2").running() as server, destination(tmp_path, server) as site:
+        for number in (1, 2):
+            got = await site.fetch(server.url + "/x", {"Cache-Control": "max-age=60"})
+            assert got.body == b"answer %d" % number

@@ -8,9 +8,10 @@ import functools
 import hashlib
 import http.server
 import os
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -328,6 +329,42 @@ async def test_reload_closes_what_is_no_longer_allowed() -> None:
         await gate.gate.reload(settings({}))
         with pytest.raises(ConnectionResetError):
             await reader.read()
+
+
+async def test_reload_reaches_those_that_are_still_dialling() -> None:
+    with full_listener() as (listener, waiting):
+        port = listener.getsockname()[1]
+        async with gate_running(settings(ANYWHERE)) as gate:
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await until_async(lambda: _dialling(gate), "the session dials", 5)
+            await gate.gate.reload(settings({}))
+            for _ in waiting:
+                listener.accept()[0].close()  # room: its next SYN gets through
+            assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 403 ")
+            writer.close()
+
+
+async def _dialling(gate: Running) -> bool:
+    return any(session._dial is not None for session in gate.gate.sessions)
+
+
+@contextmanager
+def full_listener() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A listener whose queue is full, and those who fill it: who connects now waits for room."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        waiting: list[socket.socket] = []
+        while True:
+            sock = stack.enter_context(socket.socket())
+            sock.settimeout(0.3)
+            try:
+                sock.connect(listener.getsockname())
+            except TimeoutError:
+                sock.close()
+                break
+            waiting.append(sock)
+        yield listener, waiting
 
 
 async def test_own_listener_is_never_a_destination() -> None:

@@ -52,6 +52,7 @@ def test_what_is_kept(
         (stored(cache_control="max-age=60, s-maxage=5"), 5),
         (stored(cache_control='max-age="60"'), 60),
         (stored(cache_control="max-age=-1"), 0),
+        (stored(cache_control="max-age=\xb2"), 0),
         (stored(cache_control="max-age=99999999999"), 365 * 86400),
         (stored(date=DATE, expires=HOUR_LATER), 3600),
         (stored(date=DATE, expires="0"), 0),
