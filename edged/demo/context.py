@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from edged.client import ApiClient, connected
 from edged.config import Config
+
+T = TypeVar("T")
+DEADLINE_S = 30.0
 
 
 @dataclass(slots=True)
@@ -68,6 +73,15 @@ class Demo:
             raise
         took = (time.perf_counter() - step.started) * 1000
         self.write(f"{self.count:3}  {title:34} {took:8.1f} ms   {step.result}")
+
+    async def until(self, ask: Callable[[], Awaitable[T]], what: str) -> T:
+        """The first true answer of ``ask``. Raises AssertionError naming ``what`` when none came in time."""
+        end = time.monotonic() + DEADLINE_S
+        while not (answer := await ask()):
+            if time.monotonic() > end:
+                raise AssertionError(f"{what}: not within {DEADLINE_S:.0f} s")
+            await asyncio.sleep(0.1)
+        return answer
 
     def heading(self, text: str) -> None:
         """A title between parts."""

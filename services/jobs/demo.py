@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from edged.client import ApiClient
 from edged.demo.context import Demo
 
 FINAL = ("FINISHED", "FAILED", "KILLED", "LOST")
@@ -36,19 +39,24 @@ async def steps(demo: Demo) -> None:
                 view = await api.call("GET", f"/v1/jobs/{made['id']}", wait=30, seen=repr(view["changed_at"]))
             seen = [state for _, state, _ in view["history"]]
             step.result = " → ".join(seen)
-            if view["state"] != "FINISHED":
-                raise AssertionError(f"the job ended {view['state']}: {view.get('reason')}")
+            step.expect(view["state"] == "FINISHED", f"the job ended {view['state']}: {view.get('reason')}")
         output = f"/v1/jobs/{made['id']}/files/stdout"
         async with demo.step("read its output") as step, api.request("GET", output) as response:
             step.result = (await response.text()).strip().replace("\n", " | ")
         async with demo.step("see the accounting") as step:
-            row = (await api.call("GET", "/v1/usage"))["rows"][0]
+            row = await demo.until(lambda: _usage(api), "the job's usage")
             step.result = (
                 f"{row['jobs']} job, {row['cpu_allocated_s']:.1f} CPU s, {row['gpu_allocated_s']:.1f} GPU s"
             )
         async with demo.step("clean it") as step:
             await api.call("DELETE", f"/v1/jobs/{made['id']}")
             step.result = "files and record removed, usage kept"
+
+
+async def _usage(api: ApiClient) -> Any:
+    """The first row; it is written a moment after the job's end is shown."""
+    rows = (await api.call("GET", "/v1/usage"))["rows"]
+    return rows[0] if rows else None
 
 
 def _description(gpu: dict[str, object] | None) -> dict[str, object]:

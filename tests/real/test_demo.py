@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.slurm import SlurmTestbed, missing
 
-HEADINGS = ("jobs: ", "storage: ", "cache: ", "egress: ")
+HEADINGS = ("jobs: ", "storage: ", "cache: ", "egress: ", "portal: ")
 
 
 def _walk(*more: str, environment: Mapping[str, str]) -> str:
