@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from edged.config import Config
 from edged.errors import EdgeError
 from services.storage.xrootd import planning
+from services.storage.xrootd.plan import Instance, Role
 
 
 def units(config: Config) -> dict[str, list[str]]:
@@ -17,10 +20,18 @@ def units(config: Config) -> dict[str, list[str]]:
         plan = planning.of(config, multiuser=False)
     found = {"edged-xrootd.service": _credentials(config)}
     for one in plan.instances:
-        roots = [f"ReadWritePaths=-{export.root}" for export in one.exports]
+        roots = [f"ReadWritePaths=-{root}" for root in _roots(config, one)]
         for program in one.programs:
             found[f"edged-{program}@{one.name}.service"] = [*roots, *_credentials(config)]
     return found
+
+
+def _roots(config: Config, one: Instance) -> list[Path]:
+    """What the instance writes besides its own directory."""
+    settings = config.storage.xrootd if config.storage else None
+    if one.role is Role.PROXY and settings is not None and settings.proxy is not None:
+        return [settings.proxy.cache]
+    return [export.root for export in one.exports]
 
 
 def _credentials(config: Config) -> list[str]:
