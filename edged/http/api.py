@@ -183,14 +183,19 @@ class Mounts:
 
 
 def _match(template: tuple[str, ...], segments: list[str]) -> dict[str, str] | None:
-    """Parameters when the path fits. ``{rest...}`` as last segment takes all that follows."""
+    """Parameters, decoded, when the path fits. ``{rest...}`` as last segment takes all that follows.
+
+    Raises BadRequest for what would decode into other segments.
+    """
     path: dict[str, str] = {}
     for index, part in enumerate(template):
         if part.endswith("...}"):
             rest = segments[index:]
             if not rest:
                 return None
-            path[part[1:-4]] = "/".join(rest)
+            if any("%2f" in segment.lower() for segment in rest):
+                raise BadRequest("a name in the path has an encoded slash")
+            path[part[1:-4]] = "/".join(map(unquote, rest))
             return path
         if index >= len(segments):
             return None

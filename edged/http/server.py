@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -156,7 +157,7 @@ class HttpServer:
             task.add_done_callback(self._handshakes.discard)
 
     async def _serve(self, sock: socket.socket, source: str, server: web.Server) -> None:
-        """Hand one connection to aiohttp, after its TLS handshake."""
+        """Hand one connection to aiohttp, after its TLS handshake. Its failure is that connection's own."""
         loop = asyncio.get_running_loop()
         self._opened.inc()
         if sock.family != socket.AF_UNIX:
@@ -164,18 +165,13 @@ class HttpServer:
             # who does not take its answer is cut off by the kernel, whoever of us is sending (tcp(7))
             stuck_ms = int(self.front.limits.idle_s * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stuck_ms)
-        if self._tls is None:
-            await loop.connect_accepted_socket(lambda: self._protocol(server, source), sock)
-            return
         protocol = self._protocol(server, source)
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls.context, "ssl_shutdown_timeout": 5.0}
+            tls["ssl_handshake_timeout"] = self.front.limits.header_s
         try:
-            await loop.connect_accepted_socket(
-                lambda: protocol,
-                sock,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=self.front.limits.header_s,
-                ssl_shutdown_timeout=5.0,
-            )
+            await loop.connect_accepted_socket(lambda: protocol, sock, **tls)
         except (OSError, TimeoutError, asyncio.CancelledError) as error:
             sock.close()
             protocol.release()

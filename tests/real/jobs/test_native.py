@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -325,3 +326,36 @@ async def test_the_command_line_submits_waits_and_fetches(local_site: Site, tmp_
     assert (await edged("submit", "--wait", "false"))[0] == 1
     assert (await edged("clean", job))[0] == 0
     assert (await edged("show", job))[0] == 1
+
+
+async def test_names_of_files_are_decoded_once_and_stay_names(local_site: Site) -> None:
+    """A percent-encoded name is the name; what would decode into other directories is refused."""
+    async with local_site.api() as api:
+        body = {"script": "#!/bin/sh\ncat 'a b %41 é.txt'\n", "inputs": ["a b %41 é.txt"]}
+        job = await api.call("POST", "/v1/jobs", body=body)
+        files = f"/v1/jobs/{job['id']}/files"
+        for name in (
+            "..%2f..%2fetc%2fpasswd",
+            "%2e%2e/%2e%2e/x",
+            "x%2Fy",
+            "%2eedged/run.sh",
+            "a%00b",
+            "a%0ab",
+        ):
+            assert await _put(local_site, f"{files}/{name}") == 400, name
+        assert await _put(local_site, f"{files}/a%20b%20%2541%20%C3%A9.txt") == 201
+        assert (await ended(api, job["id"]))["state"] == "FINISHED"
+        assert await output(api, job["id"]) == "data"
+
+
+async def _put(site: Site, raw_path: str) -> int:
+    """The status of an upload of ``data`` to a path that no client library has touched."""
+    host, _, port = site.listening["jobs"][0].rpartition(":")
+    context = ssl.create_default_context(cafile=str(site.issuer.ca.file))
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
+    head = f"PUT {raw_path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {site.token()}\r\n"
+    writer.write(f"{head}Content-Length: 4\r\n\r\ndata".encode())
+    async with asyncio.timeout(10):
+        status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
