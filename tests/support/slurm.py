@@ -327,6 +327,8 @@ class SlurmTestbed:
     def _slurmrestd(self) -> Daemon:
         """It refuses to be root or SlurmUser; SLURM_JWT=daemon: it speaks for whoever brings a token."""
         argv = ["slurmrestd", "-a", "rest_auth/jwt", "-t", "4", f"unix:{self.layout.rest_socket}"]
+        if not self.layout.accounting:  # slurmdbd's part would end it
+            argv[1:1] = ["-s", "v0.0.38"]
         environment = {"SLURM_CONF": str(self.layout.slurm_conf), "SLURM_JWT": "daemon"}
         log = self.root / "log/start.log"
         return self._daemon("slurmrestd", argv, log, REST.name, environment)
