@@ -37,7 +37,7 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One stat result. Times in nanoseconds since 1970, sizes in bytes."""
 
     name: str

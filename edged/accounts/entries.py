@@ -8,6 +8,9 @@ import stat
 from edged.accounts.api import Entry, Kind
 from edged.accounts.beneath import LOOK, LOOK_LINK
 
+_FORMAT = 0o170000  # S_IFMT
+_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}
+
 
 def look(root: int, path: str) -> Entry:
     """The entry at ``path`` below ``root``: a link's target when that lies beneath, else the link itself."""
@@ -25,14 +28,14 @@ def look(root: int, path: str) -> Entry:
 def entry(name: str, facts: os.stat_result) -> Entry:
     """``name`` is left out when it is not UTF-8: msgpack text cannot carry it, the caller knows it."""
     return Entry(
-        name if is_text(name) else "",
-        _kind(facts.st_mode),
+        name if name.isascii() or is_text(name) else "",
+        _KINDS.get(facts.st_mode & _FORMAT, Kind.OTHER),
         facts.st_size,
         facts.st_mtime_ns,
         facts.st_ctime_ns,
         facts.st_ino,
         facts.st_dev,
-        stat.S_IMODE(facts.st_mode),
+        facts.st_mode & 0o7777,
         facts.st_uid,
         facts.st_gid,
         facts.st_nlink,
@@ -49,11 +52,3 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _kind(mode: int) -> Kind:
-    if stat.S_ISREG(mode):
-        return Kind.FILE
-    if stat.S_ISDIR(mode):
-        return Kind.DIRECTORY
-    return Kind.LINK if stat.S_ISLNK(mode) else Kind.OTHER

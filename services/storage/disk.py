@@ -102,8 +102,17 @@ class Disk:
             return False
         local = self._local.get(facts.device)
         if local is None:
-            local = self._local[facts.device] = await self.run((fd,), _lies_on_local_disk, fd)
+            local = await self.run((fd,), self._learn, facts.device, fd)
         return local
+
+    def _learn(self, device: tuple[int, int], fd: int) -> bool:
+        """For a thread."""
+        local = self._local[device] = _lies_on_local_disk(fd)
+        return local
+
+    def _learn_and_close(self, device: tuple[int, int], fd: int) -> None:
+        self._learn(device, fd)
+        os.close(fd)
 
     async def unchanged(self, fd: int, size: int, mtime_ns: int) -> bool:
         """Whether an open file still is what its headers said."""
@@ -120,7 +129,7 @@ class Disk:
         if facts is None or not facts.regular or self._local.get(facts.device):
             os.close(fd)
         else:
-            self._submit((), 1, os.close, fd)
+            self._submit((), 1, self._learn_and_close, facts.device, fd)
 
     async def read(self, fd: int, length: int, offset: int) -> bytearray:
         """``length`` bytes, fewer only at the end of the file. Page cache first: no thread, no wait."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import chain
 
 from aiohttp import web
 
@@ -19,6 +18,7 @@ from services.storage.exchange import Exchange
 from services.storage.faults import InfinityRefused
 from services.storage.guard import Guard
 from services.storage.locks import LockTable
+from services.storage.multistatus import Pieces
 from services.storage.namespace import Above, Target, escape
 from services.storage.properties import (
     DEAD,
@@ -55,9 +55,10 @@ class Finding:
             exchange.require(READ)
         table = await self._guard.locks.now()
         first = await self._target(exchange, request, entry, table)
-        pieces: AsyncIterator[Iterable[Resource]] = self._members(exchange, request, table, depth, entry)
+        parts = Pieces(request)
+        members = self._members(exchange, request, parts, table, depth if is_directory(entry) else 0)
         with exchange.lasting(exchange.target):
-            return await _respond(exchange.request, request, first, pieces)
+            return await _respond(exchange.request, parts, first, members)
 
     def _depth(self, exchange: Exchange, entry: Entry) -> int:
         """0, 1, or the most levels for infinity. No Depth header counts as 1: nobody means the whole tree."""
@@ -89,10 +90,10 @@ class Finding:
             return {}
 
     async def _members(
-        self, exchange: Exchange, request: Propfind, table: LockTable, depth: int, entry: Entry
-    ) -> AsyncIterator[Iterable[Resource]]:
-        """One iterable a directory; names wanted by dead property are looked up one member at a time."""
-        waiting = [(exchange.target, depth)] if is_directory(entry) and depth else []
+        self, exchange: Exchange, request: Propfind, parts: Pieces, table: LockTable, depth: int
+    ) -> AsyncIterator[Iterable[bytes]]:
+        """The pieces of each directory; names wanted by dead property are looked up one member at a time."""
+        waiting = [(exchange.target, depth)] if depth else []
         left = self._config.listing
         named_dead = request.kind == "prop" and any(name not in LIVE for name in request.names)
         while waiting:
@@ -104,8 +105,13 @@ class Finding:
             if levels > 1:
                 deeper = [e for e in entries if e.kind is Kind.DIRECTORY]
                 waiting += [(target.child(e.name), levels - 1) for e in deeper]
-            members = _of_entries(target, entries, table)
-            yield [await self._with_dead(exchange, target, m) for m in members] if named_dead else members
+            if parts.plain and not len(table):
+                yield parts.listed(_slashed(target.href), entries)
+            elif named_dead:
+                members = _of_entries(target, entries, table)
+                yield parts.of([await self._with_dead(exchange, target, m) for m in members])
+            else:
+                yield parts.of(_of_entries(target, entries, table))
 
     async def _with_dead(self, exchange: Exchange, target: Target, member: Resource) -> Resource:
         member.dead = await self._dead(exchange, target.child(member.name))
@@ -119,10 +125,12 @@ class Finding:
         shown = [export for export in above.exports if depth != "0" and export.vo == vo]
         members = [Resource(export.prefix + "/", export.label, True, None) for export in shown]
 
-        async def pieces() -> AsyncIterator[Iterable[Resource]]:
-            yield members
+        parts = Pieces(asked)
 
-        return await _respond(request, asked, first, pieces())
+        async def pieces() -> AsyncIterator[Iterable[bytes]]:
+            yield parts.of(members)
+
+        return await _respond(request, parts, first, pieces())
 
     async def proppatch(self, exchange: Exchange) -> web.StreamResponse:
         """All changes or none (RFC 4918 §9.2); live properties are protected."""
@@ -179,23 +187,19 @@ def _of_entries(target: Target, entries: Sequence[Entry], table: LockTable) -> I
 
 
 async def _respond(
-    request: web.BaseRequest,
-    asked: Propfind,
-    first: Resource,
-    directories: AsyncIterator[Iterable[Resource]],
+    request: web.BaseRequest, parts: Pieces, first: Resource, directories: AsyncIterator[Iterable[bytes]]
 ) -> web.StreamResponse:
     """In one piece when short, else chunked: memory does not grow with the listing's text."""
     response: web.StreamResponse | None = None
-    lead: Iterable[Resource] = (first,)
-    parts = multistatus.Pieces(asked)
-    async for members in directories:
-        for piece in parts.of(chain(lead, members)):
+    held = b"".join(parts.of((first,)))
+    async for pieces in directories:
+        for piece in pieces:
             if response is None:
                 response = web.StreamResponse(status=207, headers={"Content-Type": multistatus.CONTENT_TYPE})
                 await response.prepare(request)
-            await response.write(piece)
-        lead = ()
-    rest = b"".join(parts.of(lead)) + parts.end()
+            await response.write(held + piece)
+            held = b""
+    rest = held + parts.end()
     if response is None:
         return answers.document(rest)
     await response.write_eof(rest)

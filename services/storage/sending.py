@@ -127,6 +127,8 @@ class Connection:
         at += first
         if transfer is not None:
             transfer.moved += first
+        if at == span.stop:
+            await source.check()
         if at < span.stop and not self._tls and self._transport.get_write_buffer_size() == 0:
             await self._sendfile(lead + data, source, Span(at, span.stop))
             return
