@@ -11,7 +11,11 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -78,13 +82,42 @@ bool beneath(int root, std::string inside) {
     return true;
 }
 
-// The root is opened each time: a file system may be mounted there later.
-bool beneath(const std::string &root, const std::string &inside) {
-    const int fd = open(root.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return false;
-    const bool stays = beneath(fd, inside);
-    close(fd);
-    return stays;
-}
+// An export's root, opened again each second: a file system may be mounted there later.
+class Root {
+public:
+    explicit Root(std::string path) : path_(std::move(path)) {}
+
+    // as_is: opened for this look alone, with the rights that this thread has now.
+    bool holds(const std::string &inside, bool as_is) const {
+        const auto fd = as_is ? opened() : kept();
+        return *fd >= 0 && beneath(*fd, inside);
+    }
+
+private:
+    using Descriptor = std::shared_ptr<const int>;
+
+    Descriptor opened() const {
+        const int fd = open(path_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+        return Descriptor(new int(fd), [](const int *one) {
+            if (*one >= 0) close(*one);
+            delete one;
+        });
+    }
+
+    Descriptor kept() const {
+        const auto now = std::chrono::steady_clock::now();
+        std::lock_guard<std::mutex> hold(mutex_);
+        if (!fd_ || *fd_ < 0 || now - at_ > std::chrono::seconds(1)) {
+            fd_ = opened();
+            at_ = now;
+        }
+        return fd_;
+    }
+
+    const std::string path_;
+    mutable std::mutex mutex_;
+    mutable Descriptor fd_;
+    mutable std::chrono::steady_clock::time_point at_;
+};
 
 }  // namespace

@@ -33,6 +33,7 @@
 #include <chrono>
 #include <cstring>
 #include <ctime>
+#include <deque>
 #include <iostream>
 #include <memory>
 #include <mutex>
@@ -207,7 +208,7 @@ public:
         : edged_(instance, socket_path), several_(several) {
         for (const auto &one : exports) {
             const auto colon = one.find(':');
-            exports_.push_back({one.substr(0, colon), one.substr(colon + 1)});
+            exports_.emplace_back(one.substr(0, colon), one.substr(colon + 1));
         }
     }
 
@@ -283,18 +284,21 @@ private:
     bool stays_inside(const std::string &path) const {
         if (exports_.empty()) return true;
         for (const auto &one : exports_)
-            if (within(path, one.prefix)) return beneath(one.root, path.substr(one.prefix == "/" ? 0 : one.prefix.size()));
+            if (within(path, one.prefix))
+                return one.root.holds(path.substr(one.prefix == "/" ? 0 : one.prefix.size()), several_);
         return false;
     }
 
     struct Export {
-        std::string prefix, root;
+        Export(std::string where, std::string what) : prefix(std::move(where)), root(std::move(what)) {}
+        std::string prefix;
+        Root root;
     };
 
     Edged edged_;
     const bool several_;
     std::mutex binding_;
-    std::vector<Export> exports_;
+    std::deque<Export> exports_;
 };
 
 std::vector<std::string> values_of(const std::string &parameters, const std::string &name) {
