@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -193,31 +193,6 @@ def wall_s(job: Job) -> float:
     if job.started_at is None or job.ended_at is None:
         return 0.0
     return max(0.0, job.ended_at - job.started_at)
-
-
-def usage(connection: sa.Connection, since: str, until: str, vos: Iterable[str]) -> list[dict[str, Any]]:
-    """Sums per day, VO, account, class, queue and GPU kind, for days ``since`` to ``until`` inclusive."""
-    keys = (USAGE.c.day, USAGE.c.vo, USAGE.c.account, USAGE.c.job_class, USAGE.c.queue, USAGE.c.gpu_kind)
-    query = (
-        sa.select(
-            *keys,
-            sa.func.count().label("jobs"),
-            sa.func.sum(sa.case((USAGE.c.state == "FINISHED", 1), else_=0)).label("finished"),
-            sa.func.sum(USAGE.c.wall_s).label("wall_s"),
-            sa.func.sum(USAGE.c.wall_s * USAGE.c.cpus).label("cpu_allocated_s"),
-            sa.func.sum(USAGE.c.cpu_s).label("cpu_used_s"),
-            sa.func.sum(USAGE.c.wall_s * USAGE.c.gpus).label("gpu_allocated_s"),
-            sa.func.sum(USAGE.c.gpu_measured_s).label("gpu_measured_s"),
-            sa.func.sum(USAGE.c.gpu_used_s).label("gpu_used_s"),
-        )
-        .where(USAGE.c.day.between(since, until))
-        .group_by(*keys)
-        .order_by(*keys)
-    )
-    wanted = list(vos)
-    if wanted:
-        query = query.where(USAGE.c.vo.in_(wanted))
-    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def setting(connection: sa.Connection, name: str) -> str | None:

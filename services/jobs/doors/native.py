@@ -19,7 +19,8 @@ from edged.http import fd
 from edged.http.operations import ADMIN, Call, Operation, Reply, Requires
 from edged.http.problems import status_of
 from edged.identity.words import Action
-from services.jobs import journal
+from edged.usage import Span
+from services.jobs import journal, usage
 from services.jobs.engine import Engine
 from services.jobs.logs import LogRequest, send_log
 from services.jobs.model import Description, Job, State, View, view
@@ -275,11 +276,9 @@ class NativeDoor:
 
     async def usage(self, call: Call) -> dict[str, Any]:
         query: UsageQuery = call.query
-        vos = [call.caller.vo]
-        rows = await self._engine.registry.store.read(
-            lambda c: journal.usage(c, query.since, query.until, vos)
-        )
-        return {"vo": call.caller.vo, "rows": rows}
+        span = Span(query.since, query.until, (call.caller.vo,))
+        rows = await self._engine.registry.store.read(lambda c: usage.rows(c, span))
+        return {"vo": call.caller.vo, "rows": [msgspec.structs.asdict(row) for row in rows]}
 
     async def drain(self, call: Call) -> Drain:
         await self._engine.drain(call.body.queues)

@@ -55,6 +55,9 @@ async def test_a_job_its_usage_and_why_another_was_refused(site: Site) -> None:
         page = await shown(session, r'<th scope="row">cms</th><td>short</td><td class="n">0</td>')
         assert "Everything is ready." in page
         await shown(session, '<th scope="row">cms</th><td class="n">1</td><td class="n">1</td>')  # its usage
+        async with site.api() as api:  # a VO sees its own
+            (own,) = (await api.call("GET", "/v1/usage"))["rows"]
+        assert (own["vo"], own["jobs"], own["gpu_used_s"]) == ("cms", 1, None)
         async with session.get("/usage.csv") as response:
             rows = list(csv.DictReader(io.StringIO(await response.text())))
         async with session.get("/usage.json") as response:
