@@ -161,9 +161,16 @@ async def serving(
     on_open: OnClose = lambda _: None,
     limit: int = 256,
 ) -> AsyncIterator[set[Packets]]:
-    """Accept on ``listener`` while entered; yields the open connections. ``on_open`` may close its peer."""
+    """Accept on ``listener`` while entered; yields the open connections. ``on_open`` may close its peer.
+
+    No user but root and our own may hold more than half of ``limit``: a front gone mad shuts nobody else out.
+    """
     loop = asyncio.get_running_loop()
     peers: set[Packets] = set()
+    trusted = {0, os.geteuid()}
+
+    def held(uid: int) -> int:
+        return sum(peer.uid == uid for peer in peers)
 
     def closed(peer: Packets) -> None:
         peers.discard(peer)
@@ -175,7 +182,7 @@ async def serving(
         except OSError:  # gone again, or no descriptor free: the next one is tried when it comes
             return
         sock.setblocking(False)
-        if len(peers) >= limit:
+        if len(peers) >= limit or ((uid := peer_uid(sock)) not in trusted and held(uid) >= limit // 2):
             sock.close()
             return
         peer = Packets(sock, on_packet, closed)

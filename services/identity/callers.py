@@ -29,7 +29,7 @@ class Callers:
         return service != ADMIN and uid == self._user_id(service)
 
     def may_listen(self, uid: int) -> bool:
-        """Whether a peer with ``uid`` may hear the ban feed."""
+        """Whether a peer with ``uid`` is one of ours at all, and may hear the ban feed."""
         return uid in self._trusted or uid in self._known
 
     def is_trusted(self, uid: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
@@ -31,7 +32,7 @@ from services.identity.ledger import Ledger
 
 log = get_logger("services.identity.signer")
 
-UNDER_WAY = 4096  # asks that wait for an issuer or the disk
+UNDER_WAY = 4096  # asks that wait for an issuer or the disk; of one service, half as many
 
 VERDICTS = metrics.counter("identity_verdicts", "First sights of tokens.", ("issuer", "outcome"))
 
@@ -67,12 +68,13 @@ class Signer:
         self._issuers = {issuer.url for issuer in config.issuers}
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()
+        self._waiting: Counter[ServiceName] = Counter()  # of those, whose
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
         self._tasks = tasks
         listener = self._inherited or packets.bind(self._config.runtime.run / wire.SOCKET)
-        async with self._feed.running(tasks), packets.serving(listener, self._asked):
+        async with self._feed.running(tasks), packets.serving(listener, self._asked, on_open=self._met):
             try:
                 yield
             finally:
@@ -95,6 +97,11 @@ class Signer:
         return [*bans, *(feed.JobEnded(job) for job in self._ledger.ended())]
 
     # -- asks -------------------------------------------------------------------------------------
+
+    def _met(self, peer: Packets) -> None:
+        """Strangers do not even take a place."""
+        if not self._callers.may_listen(peer.uid):
+            peer.close()
 
     def _asked(self, peer: Packets, packet: memoryview) -> None:
         """One packet of a front. What is no message of ours ends the connection."""
@@ -130,10 +137,11 @@ class Signer:
         if answer is not None:
             _send(peer, ask.number, answer)
             return
-        if len(self._under_way) >= UNDER_WAY:
+        if len(self._under_way) >= UNDER_WAY or self._waiting[service] >= UNDER_WAY // 2:
             _send(peer, ask.number, wire.failure(Busy("identity has too much under way")))
             return
-        self._start(self._later(peer, service, ask))
+        self._waiting[service] += 1
+        self._start(self._later(peer, service, ask)).add_done_callback(lambda _: self._answered(service))
 
     def _at_once(self, service: ServiceName, what: wire.Asked) -> wire.Answered | None:
         """The answer, or None when an issuer or the disk has to be asked for it."""
@@ -196,12 +204,16 @@ class Signer:
             case _:
                 raise Denied("nothing of ours", detail=type(what).__name__)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _answered(self, service: ServiceName) -> None:
+        self._waiting[service] -= 1
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         if self._tasks is None:
             raise RuntimeError("not running")
         task = self._tasks.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
+        return task
 
     # -- verdicts ---------------------------------------------------------------------------------
 

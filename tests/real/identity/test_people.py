@@ -22,6 +22,7 @@ from edged.http.server import HttpServer
 from edged.identity import feed, wire
 from edged.identity.testca import ThrowAwayCa
 from edged.identity.testissuer import ThrowAwayIssuer, demo_token_file
+from edged.identity.words import AccountName, ServiceName
 from edged.services import Context
 from services.identity import issuers_wire
 from services.identity.service import api
@@ -267,6 +268,52 @@ async def as_nobody(path: Path, kind: str, first: bytes) -> str:
     )
     out, _ = await process.communicate()
     return out.decode().strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to be somebody else")
+@pytest.mark.root
+@pytest.mark.parametrize(("users", "held"), [({}, 0), ({"storage": "nobody"}, 128)])
+async def test_no_user_shuts_the_fronts_out(tmp_path: Path, users: dict[str, str], held: int) -> None:
+    """A stranger holds no connection at all, a service's user at most half of them."""
+    async with issuer(tmp_path) as trusted, identity(tree(tmp_path, trusted, service_users=users)) as site:
+        run = site.config.runtime.run
+        for parent in (run, *run.parents):
+            if parent != Path("/tmp") and str(parent).startswith("/tmp"):
+                parent.chmod(0o755)
+        process = await asyncio.create_subprocess_exec(
+            *("/usr/bin/env", "python3", "-c", MANY, str(run / wire.SOCKET)),
+            *(wire.encode(wire.Hello(ServiceName("storage"))).hex(),),
+            *(wire.encode(wire.Ask(1, wire.ForStandingGrant(AccountName("x")))).hex(),),
+            user=NOBODY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert int(await process.stdout.readline()) == held
+            async with site.client() as client:
+                assert (await client.verdict(trusted.token())).account == "cmsuser"
+            await process.communicate(b"")
+
+
+MANY = """
+import socket, sys
+path, hello, ask = sys.argv[1], bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])
+open_ones = []
+for _ in range(300):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.connect(path)
+    try:
+        sock.send(hello)
+        sock.send(ask)
+        answered = bool(sock.recv(4096))
+    except OSError:
+        answered = False
+    if answered:
+        open_ones.append(sock)
+print(len(open_ones), flush=True)
+sys.stdin.read()
+"""
 
 
 async def test_no_log_line_holds_a_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
