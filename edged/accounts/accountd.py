@@ -40,6 +40,7 @@ START_DEADLINE_S = 20.0
 FEED_RETRY_S = 0.1
 BANS_S = 2.0  # how long an admission waits for the bans after a restart
 MAX_EARLY = 10_000
+MAX_OUTBOX = 10_000  # answers a front has not taken yet
 
 _NO_BANS = Unavailable("revocations are not loaded", detail="no live ban feed from identity")
 
@@ -56,6 +57,7 @@ class Front:
     sock: socket.socket
     uid: int
     channels: dict[WorkerKey, int] = field(default_factory=dict)
+    outbox: deque[tuple[bytes, socket.socket | None]] = field(default_factory=deque)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +121,8 @@ class Accountd:
             for key, _ in self._selector.select(FEED_RETRY_S):
                 if not _closed(key.fileobj):  # by an earlier event of this round
                     key.data()
+            for front in [front for front in self._fronts if front.outbox]:
+                self._send_late(front)
             self._admit_early()
             self._give_up_late()
 
@@ -206,13 +210,32 @@ class Accountd:
     def _refuse(self, front: Front, call: int, error: EdgeError) -> None:
         self._reply(front, messages.Refused(call, to_wire(error)))
 
-    def _reply(self, front: Front, message: messages.ToFront, fd: int | None = None) -> None:
+    def _reply(self, front: Front, message: messages.ToFront, theirs: socket.socket | None = None) -> None:
+        """``theirs`` goes along, and is closed here."""
+        front.outbox.append((encode(message), theirs))
+        self._send_late(front)
+
+    def _send_late(self, front: Front) -> None:
+        """What a busy front has not taken waits for the next round, up to a limit; nobody waits for it."""
         try:
-            packets.send(front.sock, encode(message), fd)
-        except OSError:  # gone, or does not read: either way it is worth no waiting
+            while front.outbox:
+                packet, theirs = front.outbox[0]
+                packets.send(front.sock, packet, theirs.fileno() if theirs else None)
+                front.outbox.popleft()
+                if theirs:
+                    theirs.close()
+        except BlockingIOError:
+            if len(front.outbox) > MAX_OUTBOX:
+                log.error("front does not read its answers", extra={"uid": front.uid})  # noqa: TRY400
+                self._drop_front(front)
+        except OSError:
             self._drop_front(front)
 
     def _drop_front(self, front: Front) -> None:
+        for _, theirs in front.outbox:
+            if theirs:
+                theirs.close()
+        front.outbox.clear()
         if front in self._fronts:
             self._fronts.discard(front)
             self._unwatch(front.sock)
@@ -293,9 +316,7 @@ class Accountd:
             return
         grant, theirs = waiting.grant, waiting.theirs
         reply = messages.Admitted(waiting.call, waiting.handle, grant.account, grant.expires_at)
-        self._reply(waiting.front, reply, theirs.fileno() if theirs else None)
-        if theirs:
-            theirs.close()
+        self._reply(waiting.front, reply, theirs)
         _audit(grant, waiting.front.uid, worker.key[1], None)
 
     def _worker_ended(self, worker: Worker) -> None:

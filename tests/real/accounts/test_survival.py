@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from edged.accounts import start
 from edged.accounts.api import Place
+from edged.accounts.messages import WorkerKind
 from edged.errors import Denied, EdgeError, Unavailable, UnknownOutcome
 from edged.identity.grants import Ban
 from tests.real.accounts.conftest import Site
@@ -147,3 +149,28 @@ async def test_a_second_accountd_is_refused(site: Site, account: str) -> None:
         with pytest.raises(Unavailable):
             await asyncio.to_thread(start.start_accountd, stack.config)
         await stack.client.files.stat(stack.access(account), ROOT)
+
+
+async def test_a_front_that_is_busy_gets_its_answers_later(site: Site, account: str) -> None:
+    """More admissions at once than a socket holds answers: none is lost, and nobody is cut off."""
+    async with site().running() as stack:
+        files, first = stack.client.files, stack.access(account)
+        await files.stat(first, ROOT)
+        grants = [stack.access(account) for _ in range(2000)]
+        connection = stack.client._connect()  # a second one, whose answers nobody reads meanwhile
+        answers = [connection.admit(grant, WorkerKind.FILES) for grant in grants]
+        until(lambda: not _at_work(stack), "accountd has answered what the socket takes", 20, 0.2)
+        held = await asyncio.gather(*answers)
+        assert len({one.handle for one in held}) == len(grants)
+        await files.stat(first, ROOT)
+
+
+def _at_work(stack: AccountStack) -> bool:
+    """Whether accountd is still at work: its CPU time moves."""
+    assert stack.accountd is not None
+    pid = processes(stack.accountd)["edged-accountd"]
+    stat = Path(f"/proc/{pid}/stat")
+    before = stat.read_text().split()[13:15]
+    end = time.monotonic() + 0.1
+    until(lambda: time.monotonic() > end, "a moment", 5)
+    return stat.read_text().split()[13:15] != before
