@@ -106,7 +106,11 @@ def reason(made: str, keys: KeySet = KEYS, **issuer: Any) -> str:
 
 
 HEADER = '{"alg":"ES256","kid":"ec"}'
-NOW = int(time.time())
+
+
+def _now() -> int:
+    return int(time.time())
+
 
 ATTACKS: list[tuple[str, Callable[[], str], str]] = [
     (
@@ -147,7 +151,7 @@ ATTACKS: list[tuple[str, Callable[[], str], str]] = [
     ("issuer without slash", lambda: token(iss=ISSUER.rstrip("/")), "does not trust"),
     ("no issuer", lambda: token(iss=None), "issuer"),
     ("issuer is a list", lambda: raw(HEADER, json.dumps(claims(iss=[ISSUER]))), "issuer"),
-    ("expired now", lambda: token(exp=NOW - 1, iat=NOW - 100), "expired"),
+    ("expired now", lambda: token(exp=_now() - 1, iat=_now() - 100), "expired"),
     ("no exp", lambda: token(exp=None), "exp"),
     ("exp is text", lambda: raw(HEADER, json.dumps(claims(exp="9999999999"))), "exp"),
     ("exp is true", lambda: raw(HEADER, json.dumps(claims(exp=True))), "exp"),
@@ -157,11 +161,11 @@ ATTACKS: list[tuple[str, Callable[[], str], str]] = [
         "exp",
     ),
     ("exp is NaN", lambda: raw(HEADER, f'{{"iss":"{ISSUER}","exp":NaN}}'), "JSON"),
-    ("lives too long", lambda: token(exp=NOW + 40 * 86400), "longer"),
+    ("lives too long", lambda: token(exp=_now() + 40 * 86400), "longer"),
     ("exp in the next millennia", lambda: token(exp=10**15), "exp"),
     ("no iat", lambda: token(iat=None), "iat"),
-    ("from the future", lambda: token(iat=NOW + 600), "future"),
-    ("not yet valid", lambda: token(nbf=NOW + 120), "nbf"),
+    ("from the future", lambda: token(iat=_now() + 600), "future"),
+    ("not yet valid", lambda: token(nbf=_now() + 120), "nbf"),
     ("no jti", lambda: token(jti=None), "jti"),
     ("no wlcg.ver", lambda: raw(HEADER, json.dumps(claims(**{"wlcg.ver": None}))), "wlcg.ver"),
     ("no sub", lambda: raw(HEADER, json.dumps(claims(sub=None))), "sub"),
@@ -227,9 +231,9 @@ def test_a_key_is_not_looked_for_before_the_issuer_is_trusted() -> None:
 
 
 def test_nbf_has_a_minute_of_grace_and_exp_none() -> None:
-    site, now = judge(), float(NOW)
-    site.prove(token(nbf=NOW + 59), lambda _: KEYS, now)
-    made = token(exp=NOW + 100)
+    site, now = judge(), float(_now())
+    site.prove(token(nbf=now + 59), lambda _: KEYS, now)
+    made = token(exp=now + 100)
     site.prove(made, lambda _: KEYS, now + 99.9)
     with pytest.raises(Unauthenticated, match="expired"):
         site.prove(made, lambda _: KEYS, now + 100)
