@@ -29,6 +29,7 @@ from edged.errors import BadRequest, Conflict
 MANIFEST = "edged-backup.json"
 BESIDE = ("-wal", "-shm", "-journal")  # of a database; its copy has what they hold
 SQLITE = b"SQLite format 3\0"
+REPLACED, RESTORING = ".replaced-", ".restoring-"  # left by, and made for, a restore: no part of the state
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ def save(config: Config, target: Path) -> Iterator[str]:
 def _below(state: Path) -> Iterator[Path]:
     """Directories and regular files, parents first, without what belongs to an open database."""
     for directory, names, files in os.walk(state):
-        names.sort()
+        names[:] = sorted(name for name in names if not name.startswith((REPLACED, RESTORING)))
         for name in [*names, *sorted(files)]:
             path = Path(directory) / name
             if path.is_symlink() or name.endswith(BESIDE):
@@ -121,15 +122,16 @@ def restore(config: Config, source: Path, *, replace: bool) -> Iterator[str]:
     state = config.runtime.state
     if running := asyncio.run(_running(config)):
         raise Conflict(f"stop edged first: {', '.join(running)} answer")
-    before = sorted(state.iterdir()) if state.is_dir() else []
+    there = sorted(state.iterdir()) if state.is_dir() else []
+    before = [path for path in there if not path.name.startswith((REPLACED, RESTORING))]
     if before and not replace:
         raise Conflict(f"{state} is not empty; --replace keeps what is there beside it")
     state.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".restoring-", dir=state) as name:
+    with tempfile.TemporaryDirectory(prefix=RESTORING, dir=state) as name:
         fresh = Path(name)
         manifest = _unpacked(source, fresh)
         if before:
-            kept = state / f".replaced-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            kept = state / f"{REPLACED}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
             kept.mkdir(mode=0o700)
             for path in before:
                 path.rename(kept / path.name)

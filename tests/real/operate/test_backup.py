@@ -106,5 +106,11 @@ async def test_owners_and_modes_come_back(site: Site, tmp_path: Path) -> None:
     file.chmod(0o640)
     assert state(site, "backup", str(archive)).returncode == 0
     assert state(site, "restore", "--replace", str(archive)).returncode == 0
+    (kept,) = (site.root / "state").glob(".replaced-*")
+    assert (kept / "jobs/jobs.sqlite").exists()
+    again = tmp_path / "again.tar"
+    assert state(site, "backup", str(again)).returncode == 0
+    with tarfile.open(again) as found:
+        assert not [name for name in found.getnames() if name.startswith(".")]
     status = file.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 23456, 0o640)
