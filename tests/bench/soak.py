@@ -5,8 +5,8 @@
 Clients submit jobs and remove them, upload, read back and delete files, fetch through the cache and open tunnels.
 Every answer is checked. Each process's memory (PSS) is read every 5 s; growth is the slope after the first third,
 by least squares. Bar: less than 5 % an hour is flat; a shorter run tells how far its slope would lead. Two things
-fill up first: the local batch system's sweep shows ended jobs for five minutes, and a front keeps the last 2,048 grants
-(about 7 KiB each at its three places). So a run of less than 20 minutes climbs; --only shows with what.
+fill up first: the local batch system's sweep shows ended jobs for five minutes, and a front keeps the handles of the
+last 2,048 grants, one a job. So a run of less than 20 minutes climbs; --only shows with what.
 """
 
 from __future__ import annotations
