@@ -77,6 +77,8 @@ def _cluster(plan: Plan, instance: Instance) -> Iterator[str]:
     if instance.role is Role.MANAGER:
         yield "# a server whose cmsd is away is asked for again after a second, not after 15"
         yield f"cms.delay startup {settings.startup_s} servers 1 service 1 suspend 1"
+        yield "# a client that comes while the cmsd is away: asked to come back after this, not after 10"
+        yield "cms.conwait 2"
     yield "# who answers for a path is known by the path: without this each new name costs 5 s"
     yield "cms.dfs lookup distrib redirect immed"
     yield f"cms.allow host {plan.host}"
