@@ -141,9 +141,16 @@ class Connection:
     def _incomplete(self, size: int) -> None:
         if size > self._listener.max_head:
             self._refuse(Refused(431, "the request's head is too large"), b"")
-        elif self.waiting_for != "head":
+            return
+        if self.waiting_for != "head":
             self.waiting_for = "head"  # its time runs from the first byte, further bytes do not extend it
             self.since = self._listener.clock()
+        # a reset may have come with these bytes, and libuv tells of an error only once
+        self._listener.loop.call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        if self._reading and not self.closed:
+            self.on_readable()
 
     def _request(self, head: bytes) -> None:
         listener = self._listener

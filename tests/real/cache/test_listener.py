@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.real.cache.site import CATALOG, FAST, Site, cache
 from tests.real.cache.test_objects import LARGE, LARGE_PATH, truth
 from tests.support import stratum as faults
 from tests.support.stratum import REPOSITORY, Stratum
+from tests.support.waiting import until_async
 
 SMUGGLING = [
     b"Content-Length: 30\r\nTransfer-Encoding: chunked",
@@ -205,3 +208,19 @@ async def _until(condition: object) -> None:
     async with asyncio.timeout(5):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
+
+
+async def test_a_connection_reset_with_half_a_head_is_forgotten_at_once(tmp_path: Path) -> None:
+    """Not only when the head's time is over: resets are cheap to send."""
+    async with Stratum().running() as good, cache(tmp_path, [good]) as site:
+        host, _, port = site.address.rpartition(":")
+        for _ in range(5):
+            with socket.create_connection((host, int(port))) as client:
+                client.send(b"GET / HTTP/1.1\r\n")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert (await site.get(CATALOG)).status == 200  # accepted after them
+        await until_async(lambda: _none_open(site), "no connection is left", 2)
+
+
+async def _none_open(site: Site) -> bool:
+    return site.service.listener.connections == 0
