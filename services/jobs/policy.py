@@ -14,6 +14,8 @@ from edged.identity.words import JobClass
 from services.jobs.batch.protocol import GpuRequest, Submission
 from services.jobs.model import Description, Job, Resources, State
 
+MAX_NAMES = 128 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -219,6 +221,10 @@ def check_description(description: Description, config: Jobs) -> None:
     for name in (description.stdin, description.stdout, description.stderr, *named):
         if name is not None:
             check_name(name)
+    if sum(map(len, named)) > MAX_NAMES:  # they stay in memory for as long as the job is known
+        raise BadRequest(
+            f"the names of inputs, outputs and programs are over {MAX_NAMES} characters together"
+        )
     for word in _words(description):
         if not word.isprintable():  # a pattern's $ also matches before a final newline
             raise BadRequest(f"a control character in {word!r}")
