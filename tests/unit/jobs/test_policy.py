@@ -128,7 +128,7 @@ def test_control_characters_are_refused_everywhere() -> None:
 
 def test_the_names_a_job_keeps_in_memory_are_limited_together() -> None:
     config = Jobs()
-    names = tuple(f"{number:04}-{'x' * 900}" for number in range(100))
+    names = tuple(f"{number:04}-{'x' * 195}" for number in range(400))
     policy.check_description(Description(executable="true", inputs=names), config)
     with pytest.raises(BadRequest, match="together"):
         policy.check_description(Description(executable="true", inputs=names, outputs=names), config)
