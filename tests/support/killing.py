@@ -64,7 +64,9 @@ class Killing:
     async def _submit(self, key: str) -> None:
         body = {"script": f"#!/bin/sh\nmktemp {self.runs}/{key}.XXXXXXXX\n", "key": key}
         if self.queues:
-            body["queue"] = self.queues[len(self.keys) % len(self.queues)]
+            body["queue"] = self.queues[
+                int(key, 16) % len(self.queues)
+            ]  # the same whenever it is asked again
         with suppress(EdgeError):
             async with self.site.api() as api:
                 self.ids[key] = (await api.call("POST", "/v1/jobs", body=body))["id"]

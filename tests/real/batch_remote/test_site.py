@@ -90,6 +90,7 @@ def _sections(site: Site, root: Path, node: Sshd, scratch: Scratch, slurm: Slurm
                     "login": [node.login],
                     "host_keys": [node.host_key],
                     "sessions": scratch.template,
+                    "source_addresses": ["127.0.0.0/8"],
                 },
                 {
                     "name": "restd",
@@ -363,5 +364,7 @@ async def test_kills_lose_and_double_nothing(far: Far, slurm: SlurmTestbed) -> N
     killing = KillingTheFarSideToo(far, slurm, seed=9, points=10, per_point=3, queues=("far", "rest"))
     found = await killing.run()
     assert (found.lost, found.doubled) == ([], []), found
-    assert found.finished == found.acknowledged
+    async with far.site.api() as api:
+        views = [await api.call("GET", f"/v1/jobs/{job}") for job in killing.ids.values()]
+    assert [view for view in views if view["state"] != "FINISHED"] == []
     assert len(found.killed) >= 4, found.killed

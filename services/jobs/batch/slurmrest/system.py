@@ -66,7 +66,8 @@ class SlurmRest:
         version = await self._rest.version(grant)
         told = await self._rest.submit(grant, shapes.request(version, submission, session, account))
         answer = _decoded(told, reading.Submitted)
-        if told.status == 200 and answer is not None and answer.job_id and not _faults(answer.errors):
+        if told.status == 200 and answer is not None and answer.job_id:
+            # errors may stand beside the id: the job waits, e.g. because all nodes it could have are down (2068)
             return Submitted(BatchRef(self._cluster, str(answer.job_id), 0.0, submission.name))
         raise _refusal(told, answer.errors if answer else [])
 
@@ -207,7 +208,7 @@ class _Nodes(msgspec.Struct):
 
 
 def _refusal(told: Told, faults: list[reading.Fault]) -> Exception:
-    """What an answer that is no acknowledgement proves."""
+    """What an answer without a job's id proves."""
     words = _words(told, faults)
     texts = {fault.error for fault in faults if fault.error}
     codes = {fault.code for fault in faults}
