@@ -182,7 +182,7 @@ class Channel:
             lane = self._lanes.get(export)
             if lane is None:
                 lane = self._lanes[export] = Lane(export, self._places)
-            await lane.enter(kind, time.monotonic())
+            deadline_s = await lane.enter(kind, time.monotonic(), deadline_s)
         if len(self._pending) >= MAX_PENDING or self._packets.closed:
             _close(body)
             if lane is not None:

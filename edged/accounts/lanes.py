@@ -38,14 +38,18 @@ class Lane:
         """For how long calls that should be quick have got no answer; 0 when there are none."""
         return now - self._since if self._quick else 0.0
 
-    async def enter(self, kind: object, now: float) -> None:
-        """Take a place, waiting for one if need be. Raises Unavailable when the file system hangs."""
+    async def enter(self, kind: object, now: float, deadline_s: float = 60.0) -> float:
+        """Take a place, waiting for one if need be; how long the answer may take, at most ``deadline_s``.
+
+        Raises Unavailable when the file system hangs. Who finds out whether it is back waits PROBE_S only.
+        """
         if self._quick and now - self._since > HUNG_S:
             if self._running >= self._places or now - self._probed < PROBE_S:
                 raise Unavailable(
                     "the file system does not answer", detail=f"{self._label}: {now - self._since:.0f} s"
                 )
             self._probed = now
+            deadline_s = min(deadline_s, PROBE_S)
         if self._running >= self._places:
             await self._turn(now)
         else:
@@ -54,6 +58,7 @@ class Lane:
             if not self._quick:
                 self._since = now
             self._quick += 1
+        return deadline_s
 
     async def _turn(self, now: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

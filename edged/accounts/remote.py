@@ -169,7 +169,13 @@ class RemoteFiles:
     ) -> Reply:
         arguments = (place.export, os.fsencode(place.path), *more)
         return await self._caller.call(
-            grant, WorkerKind.FILES, kind, *arguments, deadline_s=deadline_s, changes=changes
+            grant,
+            WorkerKind.FILES,
+            kind,
+            *arguments,
+            deadline_s=deadline_s,
+            changes=changes,
+            export=place.export,
         )
 
 
