@@ -41,7 +41,7 @@ from services.storage.transfers import Transfers
 from services.storage.upkeep import Upkeep
 from services.storage.usage import Bookkeeper, files_of
 from services.storage.wellknown import WellKnown
-from services.storage.writing import Writing
+from services.storage.writing import Memory, Writing
 
 NAME = ServiceName("storage")
 
@@ -101,11 +101,12 @@ class StorageFront:
         index = Index(files, storage.listing)
         finding = Finding(storage, files, self._spaces, guard)
         reading = Reading(files, self._disk_of, checksums, self.transfers, index.page)
-        writing = Writing(storage, files, self._disk_of, self.transfers, guard)
+        memory = Memory(storage.upload_memory)
+        writing = Writing(storage, files, self._disk_of, self.transfers, guard, memory=memory)
         changing = Changing(files, guard)
         copier = Copier(storage, files, self._disk_of, checksums, self.transfers)
         dialer = Dialer(storage.third_party, partner_tls(self._config))
-        executor = InProcess(storage, files, dialer, self._disk_of, checksums)
+        executor = InProcess(storage, files, dialer, self._disk_of, checksums, memory=memory)
         copies = Copies(
             storage.third_party,
             dialer,

@@ -30,17 +30,36 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 64 * 1024, 1 << 20
 SMALL = 64 * 1024  # written without a thread: goes to the page cache
 
 
-class Intake:
-    """The receiving end of one file: digests and disk writes in a thread, one block behind the network."""
+class Memory:
+    """The bytes all uploads hold before they are written; ``limit`` is for what they hold and what is joined."""
 
-    def __init__(self, fd: int, disk: Disk, algorithms: Sequence[str], block: int, *, at: int = 0) -> None:
+    __slots__ = ("_comfortable", "held")
+
+    def __init__(self, limit: int) -> None:
+        self.held = 0
+        self._comfortable = limit // 2
+
+    def block(self) -> int:
+        """Bytes to gather before a write: large ones are cheapest, small ones when many come in at once."""
+        return LARGEST_BLOCK if self.held < self._comfortable else SMALLEST_BLOCK
+
+
+class Intake:
+    """The receiving end of one file: digests and disk writes in a thread, one block behind the network.
+
+    ``settle`` ends its use, also when it failed.
+    """
+
+    def __init__(
+        self, fd: int, disk: Disk, algorithms: Sequence[str], memory: Memory, *, at: int = 0
+    ) -> None:
         """``at``: where in the file the first byte belongs."""
         self.size = 0
         self._at = at
         self._fd = fd
         self._disk = disk
         self._digests = digests.Several(algorithms)
-        self._block = block
+        self._memory = memory
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._writing: asyncio.Future[None] | None = None
@@ -49,8 +68,9 @@ class Intake:
         """Take some bytes; waits while the disk is behind."""
         self._held.append(data)
         self._held_bytes += len(data)
+        self._memory.held += len(data)
         self.size += len(data)
-        if self._held_bytes >= self._block:
+        if self._held_bytes >= self._memory.block():
             await self._flush()
 
     async def finish(self) -> dict[str, bytes]:
@@ -75,8 +95,14 @@ class Intake:
             self._writing = asyncio.ensure_future(self._disk.run((self._fd,), self._put, chunks))
 
     def _take(self) -> list[bytes]:
-        chunks, self._held, self._held_bytes = self._held, [], 0
+        chunks, self._held = self._held, []
+        self._memory.held -= self._held_bytes
+        self._held_bytes = 0
         return chunks
+
+    def drop(self) -> None:
+        """Forget what is not written: the upload failed, or all of it is."""
+        self._take()
 
     def _put(self, chunks: list[bytes]) -> None:
         """Joined first: one long write costs the kernel a quarter of a vector of the network's short pieces
@@ -107,12 +133,15 @@ class Writing:
         disk_of: Callable[[Target], Disk],
         transfers: Transfers,
         guard: Guard,
+        *,
+        memory: Memory,
     ) -> None:
         self._config = config
         self._files = files
         self._disk_of = disk_of
         self._transfers = transfers
         self._guard = guard
+        self._memory = memory
 
     async def put(self, exchange: Exchange) -> web.StreamResponse:
         """201 for a new file, 200 for a replaced one (Rucio takes no 204)."""
@@ -162,7 +191,7 @@ class Writing:
         if exchange.headers.get("Expect", "").lower() == "100-continue":
             connection.continue_()
         algorithms = (digests.ADLER32, *self._config.digests, *announced)
-        intake = Intake(new.fd, self._disk_of(exchange.target), algorithms, self._block())
+        intake = Intake(new.fd, self._disk_of(exchange.target), algorithms, self._memory)
         verdict = exchange.verdict
         with self._transfers.running(
             "write", verdict.principal, verdict.account, connection.abort
@@ -173,7 +202,7 @@ class Writing:
             except OSError as error:
                 raise of_os(error) from error
             finally:
-                await _settled(intake)
+                await settled(intake)
         for algorithm, value in announced.items():
             if found[algorithm] != value:
                 raise BadRequest(f"the body's {algorithm} is not the one announced: nothing was stored")
@@ -192,12 +221,6 @@ class Writing:
         if request.content_length is not None and intake.size != request.content_length:
             raise BadRequest("the body ended early")
 
-    def _block(self) -> int:
-        """Bytes gathered before a write: shared memory over the uploads that run (three blocks each:
-        coming in, joined, and written)."""
-        share = self._config.upload_memory // (3 * (len(self._transfers) + 1))
-        return min(max(share, SMALLEST_BLOCK), LARGEST_BLOCK)
-
     async def _commit(
         self, exchange: Exchange, new: NewFile, size: int, found: digests.Digests, *, replace: bool
     ) -> Entry:
@@ -213,8 +236,9 @@ class Writing:
             raise Denied("it exists by now, and the token may create but not modify") from error
 
 
-async def _settled(intake: Intake) -> None:
-    """The descriptor may be closed only when no thread writes to it."""
+async def settled(intake: Intake) -> None:
+    """The file may become visible or go only when no thread writes to it."""
+    intake.drop()
     try:
         await intake.settle()
     except OSError:

@@ -28,6 +28,7 @@ from services.storage.thirdparty.push import Push
 from services.storage.thirdparty.remote import parse, transfer_headers
 from services.storage.thirdparty.turns import Turns
 from services.storage.transfers import Transfers
+from services.storage.writing import Memory
 
 log = get_logger("edged.storage.copies")
 
@@ -45,14 +46,17 @@ class InProcess:
         dialer: Dialer,
         disk_of: Callable[[Target], Disk],
         checksums: Checksums,
+        *,
+        memory: Memory,
     ) -> None:
         self._tools = (config, files, dialer, disk_of)
+        self._memory = memory
         self._checksums = checksums
 
     async def run(self, order: Order, exchange: Exchange, progress: Progress) -> None:
         """See ``order.Executor``."""
         if order.direction is Direction.PULL:
-            await Pull(order, exchange, progress, self._tools).run()
+            await Pull(order, exchange, progress, self._tools, self._memory).run()
         else:
             await Push(order, exchange, progress, self._tools, self._checksums).run()
 

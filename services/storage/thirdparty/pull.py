@@ -23,7 +23,7 @@ from services.storage.thirdparty.dial import Dialer
 from services.storage.thirdparty.order import Order, Progress, Verify
 from services.storage.thirdparty.remote import parse
 from services.storage.thirdparty.wire import Answer
-from services.storage.writing import LARGEST_BLOCK, Intake
+from services.storage.writing import Intake, Memory, settled
 
 log = get_logger("edged.storage.pull")
 
@@ -54,7 +54,9 @@ class Pull:
         exchange: Exchange,
         progress: Progress,
         tools: tuple[Storage, Files, Dialer, Callable[[Target], Disk]],
+        memory: Memory,
     ) -> None:
+        self._memory = memory
         self._order = order
         self._exchange = exchange
         self._progress = progress
@@ -118,24 +120,28 @@ class Pull:
     async def _single(self, source: Source, fd: int) -> tuple[int, dict[str, bytes]]:
         """The whole file over one connection at a time; a break goes on by range, or from the start."""
         intake = self._intake(fd)
-        for attempt in range(self._dialer.config.attempts):
-            try:
-                await self._receive(source, intake, Span(0, source.size or 0))
-                return intake.size, await intake.finish()
-            except (Upstream, Broken) as error:
-                await _settled(intake)
-                if attempt + 1 >= self._dialer.config.attempts or not _worth_retrying(error):
-                    raise _final(error) from error
-                log.info("pull broken", extra={"remote": self._remote.shown, "at": intake.size})
-                await asyncio.sleep(PAUSE_S[min(attempt, len(PAUSE_S) - 1)])
-            except BaseException:
-                await _settled(intake)
-                raise
-            if not (source.ranges and source.etag and source.size) and intake.size:
-                self._progress.add(-intake.size)
-                await self._disk.run((fd,), os.ftruncate, fd, 0)
-                intake = self._intake(fd)
+        try:
+            for attempt in range(self._dialer.config.attempts):
+                try:
+                    await self._receive(source, intake, Span(0, source.size or 0))
+                    return intake.size, await intake.finish()
+                except (Upstream, Broken) as error:
+                    await self._pause(attempt, error)
+                    log.info("pull broken", extra={"remote": self._remote.shown, "at": intake.size})
+                if not (source.ranges and source.etag and source.size) and intake.size:
+                    self._progress.add(-intake.size)
+                    await settled(intake)
+                    await self._disk.run((fd,), os.ftruncate, fd, 0)
+                    intake = self._intake(fd)
+        finally:
+            await settled(intake)
         raise Upstream("the copy did not succeed")
+
+    async def _pause(self, attempt: int, error: Upstream | Broken) -> None:
+        """Before the next attempt. Raises when there is to be none."""
+        if attempt + 1 >= self._dialer.config.attempts or not _worth_retrying(error):
+            raise _final(error) from error
+        await asyncio.sleep(PAUSE_S[min(attempt, len(PAUSE_S) - 1)])
 
     async def _several(self, source: Source, fd: int, parts: list[Span]) -> dict[str, bytes]:
         """Each part over its own connection, written at its place; adler32 combines in order."""
@@ -151,21 +157,20 @@ class Pull:
 
     async def _part(self, source: Source, fd: int, part: Span) -> bytes:
         intake = self._intake(fd, at=part.start)
-        for attempt in range(self._dialer.config.attempts):
-            try:
-                await self._receive(source, intake, part)
-                return (await intake.finish())[digests.ADLER32]
-            except (Upstream, Broken) as error:
-                if attempt + 1 >= self._dialer.config.attempts or not _worth_retrying(error):
-                    raise _final(error) from error
-                await asyncio.sleep(PAUSE_S[min(attempt, len(PAUSE_S) - 1)])
-            finally:
-                await _settled(intake)
+        try:
+            for attempt in range(self._dialer.config.attempts):
+                try:
+                    await self._receive(source, intake, part)
+                    return (await intake.finish())[digests.ADLER32]
+                except (Upstream, Broken) as error:
+                    await self._pause(attempt, error)
+        finally:
+            await settled(intake)
         raise Upstream("the copy did not succeed")
 
     def _intake(self, fd: int, at: int = 0) -> Intake:
         algorithms = (digests.ADLER32, *self._config.digests)
-        return Intake(fd, self._disk, algorithms, LARGEST_BLOCK, at=at)
+        return Intake(fd, self._disk, algorithms, self._memory, at=at)
 
     async def _receive(self, source: Source, intake: Intake, span: Span) -> None:
         """Bytes of the span that are still missing. Raises Broken when the connection ends early."""
@@ -266,10 +271,3 @@ def _final(error: BaseException) -> EdgeError:
     if isinstance(error, EdgeError):
         return error
     return UpstreamTimeout(f"the source broke off: {error}")
-
-
-async def _settled(intake: Intake) -> None:
-    try:
-        await intake.settle()
-    except OSError:
-        return
