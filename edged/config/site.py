@@ -90,7 +90,9 @@ class HttpLimits(Section):
     connections: Count = 8192
     failed_authentications_per_minute: Count = Field(default=60, description="Per source address, then 429")
     header_bytes: ByteSize = Field(default=32768, description="All headers of one request")
-    idle_s: Seconds = Field(default=75.0, description="Keep-alive connections without a request")
+    idle_s: Seconds = Field(
+        default=75.0, description="Silence: between requests, within a body, of who does not take an answer"
+    )
     header_s: Seconds = Field(default=15.0, description="Time to send a request head")
 
 
