@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from services.storage.thirdparty.turns import Places
 from tests.real.storage.conftest import THIRD_PARTY, tool
 from tests.real.storage.test_third_party import Partner, answer_of, last, pull
 from tests.support.dav import Dav
@@ -111,3 +113,28 @@ def test_a_vos_copies_are_limited_across_all_processes(ground: Path, site: Stora
         for client in clients:
             client.close()
     assert most == 2
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from services.storage.thirdparty.turns import Places
+places = Places(Path(sys.argv[1]), 2)
+print(places.take(), places.take(), places.take(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_places_of_a_killed_process_are_free(tmp_path: Path) -> None:
+    file = tmp_path / "vo-cms"
+    ours = Places(file, 2)
+    argv = [sys.executable, "-c", HOLDER, str(file)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "0 1 None\n"
+        assert ours.take() is None
+        holder.kill()
+    assert [ours.take(), ours.take(), ours.take()] == [0, 1, None]
+    ours.give(0)
+    assert ours.take() == 0
+    ours.close()
