@@ -1,7 +1,7 @@
 """A submission as slurmrestd takes it. Pure; the request changed at v0.0.39 and at v0.0.41.
 
 Every version was run against real ones: v0.0.38 in 22.05, v0.0.38 to v0.0.40 in 23.11, v0.0.40 to v0.0.42 in
-24.11, v0.0.42 to v0.0.45 in 26.05 (tests/real/batch_remote/test_conformance.py).
+24.11, v0.0.42 to v0.0.45 in 26.05 (tests/real/batch_remote/suite.py).
 """
 
 from __future__ import annotations

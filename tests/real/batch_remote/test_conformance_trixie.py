@@ -1,0 +1,13 @@
+"""The same on the Slurm of Debian 13."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.real.batch_remote.suite import suite_by_every_way
+
+pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.timeout(400)]
+
+
+async def test_the_suite_by_every_way() -> None:
+    await suite_by_every_way("trixie")
