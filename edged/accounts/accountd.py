@@ -35,6 +35,7 @@ from edged.logs import audit, get_logger
 log = get_logger("edged.accountd")
 
 MAX_FRONTS = 256
+MAX_FRONTS_OF_A_USER = MAX_FRONTS // 2  # a front that was taken over shuts nobody out
 START_TRIES = 2
 START_DEADLINE_S = 20.0
 FEED_RETRY_S = 0.1
@@ -134,7 +135,7 @@ class Accountd:
         except OSError:
             return
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in self._settings.peers or len(self._fronts) >= MAX_FRONTS:
+        if not self._has_room_for(uid):
             log.warning("connection refused", extra={"uid": uid, "fronts": len(self._fronts)})
             sock.close()
             return
@@ -142,6 +143,11 @@ class Accountd:
         front = Front(sock, uid)
         self._fronts.add(front)
         self._watch(sock, lambda: self._front_speaks(front))
+
+    def _has_room_for(self, uid: int) -> bool:
+        own = sum(front.uid == uid for front in self._fronts)
+        known = uid in self._settings.peers
+        return known and len(self._fronts) < MAX_FRONTS and own < MAX_FRONTS_OF_A_USER
 
     def _front_speaks(self, front: Front) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -19,6 +20,7 @@ from services.identity.callers import Callers
 log = get_logger("services.identity.feed")
 
 UNREAD_BYTES = 4 << 20  # more than this unread, and the subscriber is cut off: it starts anew
+SUBSCRIBERS_OF_A_USER = 128  # some for each process of a front; who takes more shuts nobody out
 _FRAME_MESSAGES = 256
 
 SUBSCRIBERS = metrics.gauge("identity_feed_subscribers", "Fronts and accountd that hear the ban feed.")
@@ -41,6 +43,7 @@ class FeedServer:
         self._state = state
         self._inherited = inherited
         self._subscribers: set[asyncio.StreamWriter] = set()
+        self._of_users: Counter[int] = Counter()
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
@@ -69,7 +72,7 @@ class FeedServer:
     async def _subscribe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One subscriber until it leaves. It may send nothing."""
         uid = packets.peer_uid(writer.get_extra_info("socket"))
-        if not self._callers.may_listen(uid):
+        if not self._callers.may_listen(uid) or self._of_users[uid] >= SUBSCRIBERS_OF_A_USER:
             log.warning("ban feed refused", extra={"uid": uid})
             writer.close()
             return
@@ -80,6 +83,7 @@ class FeedServer:
         writer.write(feed.frame([feed.Loaded(time.monotonic())]))
         # added without an await since the state was read: no change falls between
         self._subscribers.add(writer)
+        self._of_users[uid] += 1
         SUBSCRIBERS.set(len(self._subscribers))
         try:
             await reader.read(1)
@@ -87,6 +91,7 @@ class FeedServer:
             log.debug("ban feed", extra={"reason": str(error)})
         finally:
             self._subscribers.discard(writer)
+            self._of_users[uid] -= 1
             SUBSCRIBERS.set(len(self._subscribers))
             writer.close()
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edged.accounts import start
+from edged.accounts.accountd import MAX_FRONTS, MAX_FRONTS_OF_A_USER
 from edged.accounts.api import SESSIONS, Place
 from edged.errors import ConfigError, Denied, Unavailable
 from edged.identity.grants import Ban
@@ -97,6 +98,35 @@ async def test_another_user_is_not_heard(site: Site) -> None:
         )
         assert done.returncode == 0
         await stack.client.files.stat(stack.access(FIRST.name), ROOT)
+
+
+async def test_one_user_shuts_no_other_front_out(site: Site) -> None:
+    """Half of the places is the most that the fronts of one user get."""
+    async with site().running() as stack:
+        await stack.client.files.stat(stack.access(FIRST.name), ROOT)
+        connections = []
+        for _ in range(MAX_FRONTS + 10):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            sock.connect(str(stack.config.runtime.run / "accountd.sock"))
+            connections.append(sock)
+            await asyncio.sleep(0.001)
+        held = MAX_FRONTS_OF_A_USER - 1  # the site's own client has one
+        await until_async(lambda: _count_open(connections, held), "the others are closed", 10)
+        await stack.client.files.stat(stack.access(FIRST.name), ROOT)
+        for sock in connections:
+            sock.close()
+
+
+async def _count_open(connections: list[socket.socket], wanted: int) -> bool:
+    def is_open(sock: socket.socket) -> bool:
+        try:
+            return sock.recv(1) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    return sum(map(is_open, connections)) == wanted
 
 
 async def test_two_accounts_are_two_users(site: Site, account: str, export: Path) -> None:
