@@ -11,7 +11,7 @@ from edged.accounts.api import OpenFile
 from edged.errors import RangeNotSatisfiable
 
 BLOCK = 256 * 1024
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class Span(NamedTuple):

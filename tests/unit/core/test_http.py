@@ -28,6 +28,9 @@ from services.jobs.logs import last_lines
         ("bytes=8-99", Span(8, 10)),
         ("bytes=0-1,3-4", None),
         ("bytes=4-2", None),
+        ("bytes=" + "9" * 5000 + "-", None),  # Python reads no integer of over 4300 digits
+        ("bytes=0-" + "9" * 5000, None),
+        ("bytes=\u0661-\u0662", None),  # and takes digits of any script
         ("bytes=-", None),
         ("lines=0-1", None),
     ],
