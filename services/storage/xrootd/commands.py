@@ -71,6 +71,7 @@ def execute(config_file: Path, name: str, cmsd: bool) -> None:
         prepared.write()  # the pair shares a directory: its xrootd writes it
     argv = prepared.argv(program)
     prepared.become_it(watched=False)
+    os.chdir(instance.directory / render.ADMIN)  # the server makes a directory of its name where it starts
     os.execvpe(argv[0], argv, prepared.environment())  # noqa: S606 - a fixed program, no shell
 
 

@@ -79,7 +79,9 @@ def _accepted(entry: object) -> bool:
 def write(directory: Path, keys: Keys) -> None:
     """Replace the whole file; a server that reads it meanwhile sees the old or the new one."""
     target = directory / FILE
-    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for place in (directory, target.parent):
+        place.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o755)  # the servers are other users, whatever our umask
     partial = target.with_suffix(f".{os.getpid()}")
     partial.unlink(missing_ok=True)
     database = sqlite3.connect(partial)

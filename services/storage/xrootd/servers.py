@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import pwd
 import resource
 import shutil
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -45,24 +49,33 @@ class Prepared:
         """Make the directory. Only ``admin`` and the key are the account's: the rest it may not change."""
         directory = self.instance.directory
         directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o755, exist_ok=True)
-        admin = directory / render.ADMIN
-        shutil.rmtree(admin, ignore_errors=True)
+        with _alone(directory.parent):
+            directory.mkdir(mode=0o755, exist_ok=True)
+            self._make_admin(directory / render.ADMIN)
+            for name, content in self._files.items():
+                _replace(directory / name, content.encode(), 0o644)
+            if self._tls is not None:
+                certificate, key = self._tls
+                _replace(directory / render.CERTIFICATE, certificate.read_bytes(), 0o644)
+                _replace(directory / render.KEY, key.read_bytes(), 0o400, self._give)
+            tree = directory / render.TREE
+            shutil.rmtree(tree, ignore_errors=True)
+            tree.mkdir(mode=0o755)
+            for name, root in render.links(self.instance).items():
+                link = tree / name
+                link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                link.symlink_to(root)
+
+    def _make_admin(self, admin: Path) -> None:
+        """Where the server and its cmsd meet. It stays: the other one may run, and a unit's root cannot empty it."""
+        if _owner(admin) == (self.account.uid if os.geteuid() == 0 else os.geteuid()):
+            return
+        if admin.exists():
+            admin.rename(
+                admin.with_name(f"{render.ADMIN}.{time.time_ns()}")
+            )  # another account's, from before
         admin.mkdir(mode=0o700)
         self._give(admin)
-        for name, content in self._files.items():
-            _replace(directory / name, content.encode(), 0o644)
-        if self._tls is not None:
-            certificate, key = self._tls
-            _replace(directory / render.CERTIFICATE, certificate.read_bytes(), 0o644)
-            _replace(directory / render.KEY, key.read_bytes(), 0o400, self._give)
-        tree = directory / render.TREE
-        shutil.rmtree(tree, ignore_errors=True)
-        tree.mkdir(mode=0o755)
-        for name, root in render.links(self.instance).items():
-            link = tree / name
-            link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            link.symlink_to(root)
 
     def argv(self, program: str) -> list[str]:
         """The command of ``xrootd`` or ``cmsd``."""
@@ -171,6 +184,27 @@ def _replace(target: Path, content: bytes, mode: int, give: object = None) -> No
     if callable(give):
         give(partial)
     partial.replace(target)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """A server and its cmsd start at the same time, and one of them writes; what is written, both may read."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = os.umask(0o022)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.umask(before)
+        os.close(fd)
+
+
+def _owner(path: Path) -> int:
+    """Its uid; -1 when it is not there."""
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return -1
 
 
 def _stamp(file: Path) -> tuple[int, int]:
