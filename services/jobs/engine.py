@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,15 +24,15 @@ from edged.lifecycle import Background
 from edged.logs import audit, get_logger
 from edged.state import Store
 from edged.summary import Summary
-from services.jobs import gpus, journal, policy
-from services.jobs.batch.protocol import BatchSystem, KnowsNodes, SiteState, Submission
+from services.jobs import journal, policy
+from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
 from services.jobs.drafting import Draft, Drafting
 from services.jobs.follower import Follower, Look
-from services.jobs.gpus import GpuUse
 from services.jobs.model import Description, Job, State, begin_again
 from services.jobs.pipeline import Pipeline
 from services.jobs.registry import Registry
+from services.jobs.reporting import Reporting
 from services.jobs.sessions import RoutedSessions, Sessions
 from services.jobs.sites import Sites
 from services.jobs.summary import Telling
@@ -90,6 +90,7 @@ class Engine:
             )
             for name, batch in batches.items()
         }
+        self._reporting = Reporting(identity, store, self.registry, self.sessions, batches)
         self._sites = Sites(batches, identity.standing_grant)
         self._telling = Telling(config, self.registry, self.sites)
         self._coming: dict[JobId, Job] = {}  # on their way into the journal
@@ -259,60 +260,18 @@ class Engine:
         )
         self._pipeline.ended(job)
         if self._tasks is not None:
-            self._tasks.create_task(self._account(job))
-            self._tasks.create_task(self._report(job, ended=True))
+            self._tasks.create_task(self._reporting.used(job))
+            self._tasks.create_task(self._reporting.ended(job))
 
     def _changed(self, job: Job) -> None:
         """The batch system told something new; nodes matter to whoever checks the job's token."""
         if job.state is State.RUNNING and job.nodes and self._tasks is not None:
-            self._tasks.create_task(self._report(job, ended=False))
-
-    async def _addresses(self, job: Job) -> Sequence[str]:
-        """Where the batch system reaches the job's nodes; without its answer their names must do."""
-        batch = self.batches[job.batch]
-        if not isinstance(batch, KnowsNodes):
-            return ()
-        try:
-            return await batch.addresses(self.registry.grant(job.id), job.nodes)
-        except EdgeError as error:
-            log.warning("addresses of nodes not told", extra={"job": job.id, "reason": str(error)})
-            return ()
+            self._tasks.create_task(self._reporting.runs(job))
 
     def _accounted(self, job: Job) -> None:
-        """Accounting told what it did not know when the job ended: its usage is written anew."""
+        """Accounting told what it did not know when the job ended."""
         if self._tasks is not None:
-            self._tasks.create_task(self._account(job))
-
-    async def _report(self, job: Job, *, ended: bool) -> None:
-        """Tell identity where the job is, or that it ended: its token counts there and then only."""
-        try:
-            places = job.nodes if ended else (*job.nodes, *await self._addresses(job))
-            await self._identity.report_job(job.id, places, ended=ended)
-        except EdgeError as error:
-            log.warning("job not reported to identity", extra={"job": job.id, "reason": str(error)})
-
-    async def _account(self, job: Job) -> None:
-        """Write the usage of an ended job."""
-        need = job.resources
-        cards = need.gpus.count * need.nodes if need.gpus else 0
-        kind = need.gpus.kind if need.gpus else ""
-        cpus = int(job.tres.get("cpu", "0") or 0) or need.tasks * need.cpus_per_task
-        use = await self._gpu_use(job, cards * journal.wall_s(job)) if cards else None
-        try:
-            await self._store.write(journal.record_usage(job, cpus, cards, kind, use))
-        except EdgeError as error:
-            log.error("usage not written", extra={"job": job.id, "reason": str(error)})  # noqa: TRY400
-
-    async def _gpu_use(self, job: Job, allocated_s: float) -> GpuUse | None:
-        """As the sampler beside the payload told it, else the batch system."""
-        content = b""
-        with suppress(EdgeError):
-            opened = await self.sessions.open_own(self.registry.grant(job.id), job.id, gpus.RESULT.name)
-            try:
-                content = await opened.read(gpus.MAX_RESULT, 0)
-            finally:
-                opened.close()
-        return gpus.sampled(content, allocated_s) or gpus.by_batch_system(job.gpu_s, allocated_s)
+            self._tasks.create_task(self._reporting.used(job))
 
     # -- what callers ask ---------------------------------------------------------------------------
 
