@@ -33,7 +33,7 @@ async def test_a_verb_runs_as_the_account_in_a_fixed_environment(site: Site, acc
 async def test_only_published_verbs_under_the_right_grant(site: Site, account: str) -> None:
     async with site(batch=True).running() as stack:
         batch = stack.client.batch
-        with pytest.raises(BadRequest):
+        with pytest.raises(Unavailable, match="driver is not loaded"):
             await batch.perform(stack.job(account, "j1"), Hidden(), bool, deadline_s=10)
         with pytest.raises(Denied):
             await batch.perform(stack.job(account, "j1"), Run("j2"), Ran, deadline_s=10)
