@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from edged.errors import BadRequest, Busy, Conflict, Denied, UnknownOutcome
+from edged.errors import Busy, Conflict, Denied, Unavailable, UnknownOutcome
 from tests.real.accounts.conftest import Site
 from tests.support.accounts import AccountStack, processes
 from tests.support.verbs import Alive, Echo, Hidden, Ran, Refuse, Run, Sweep
