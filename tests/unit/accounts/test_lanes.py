@@ -13,7 +13,7 @@ from edged.errors import Busy, Unavailable
 STAT, LIST = messages.Stat, messages.List
 
 
-async def _waiting(lane: Lane, kind: object, now: float) -> asyncio.Task[None]:
+async def _waiting(lane: Lane, kind: object, now: float) -> asyncio.Task[float]:
     task = asyncio.create_task(lane.enter(kind, now))
     await asyncio.sleep(0)
     assert not task.done()
