@@ -131,13 +131,17 @@ async def test_a_lost_node_fails_the_job_but_it_may_still_run(far: Far) -> None:
 
 async def test_a_job_is_taken_while_all_nodes_are_down(far: Far) -> None:
     """slurmrestd names an error beside the job's id: the job is there all the same, and will run."""
-    far.slurm.output("scontrol", "update", "NodeName=c[1-2]", "State=DOWN", "Reason=test")
+    nodes = ("c1", "c2")
+    for node in nodes:
+        far.slurm.kill_node(node)  # a living slurmd would register and bring its node back
+    far.slurm.output("scontrol", "update", f"NodeName={','.join(nodes)}", "State=DOWN", "Reason=test")
     try:
         submitted = [(way, await way.shell("exit 0")) for way in (far.ssh, far.rest)]
         for way, ref in submitted:
             assert not (await way.seen(ref, BatchState.QUEUED)).stuck
     finally:
-        far.slurm.output("scontrol", "update", "NodeName=c[1-2]", "State=RESUME")
+        for node in nodes:
+            far.slurm.start_node(node)
     for way, ref in submitted:
         assert (await way.final(ref)).state is BatchState.FINISHED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.jobs.batch.protocol import BatchState, Cause
@@ -83,6 +83,7 @@ def test_host_lists(text: str, names: tuple[str, ...]) -> None:
     assert expand(text) == names
 
 
+@example("a[0--]")
 @given(st.text(alphabet="abc019-,[]", max_size=30))
 def test_any_host_list_is_survived(text: str) -> None:
     assert all(isinstance(name, str) for name in expand(text))

@@ -48,8 +48,8 @@ def _expand_item(item: str) -> list[str]:
 
 
 def _numbers(piece: str) -> list[str]:
-    first, dash, last = piece.partition("-")
-    if not dash or not first or not last:
+    first, _, last = piece.partition("-")
+    if not first.isdigit() or not last.isdigit():  # one number, or nothing that Slurm prints
         return [first or last]
     end = min(int(last), int(first) + MAX_NODES)
     return [str(number).zfill(len(first)) for number in range(int(first), end + 1)]
