@@ -128,8 +128,13 @@ async def test_a_lost_node_fails_the_job_but_it_may_still_run(fragile: SlurmTest
 
 
 async def test_too_much_memory_ends_the_job(cms: Subject) -> None:
-    """Without cgroups Slurm kills, and its accounting tells of a signal only."""
-    ref = await cms.shell("a=$(head -c 300000000 /dev/zero | tr '\\0' a); sleep 30", memory_per_node=64 << 20)
+    """Without cgroups Slurm kills, and its accounting tells of a signal only.
+
+    The shell has no child at its end: Slurm kills one process after the other, and a shell whose child went
+    first may still say so by an exit code of its own.
+    """
+    grow = "a=$(head -c 300000000 /dev/zero | tr '\\0' a); while :; do :; done"
+    ref = await cms.shell(grow, memory_per_node=64 << 20)
     done = await cms.final(ref)
     assert (done.state, done.cause, done.signal) == (BatchState.FAILED, Cause.SIGNAL, 9)
 
