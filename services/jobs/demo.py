@@ -6,6 +6,7 @@ from typing import Any
 
 from edged.client import ApiClient
 from edged.demo.context import Demo
+from edged.errors import Unavailable
 
 FINAL = ("FINISHED", "FAILED", "KILLED", "LOST")
 SCRIPT = """#!/bin/sh
@@ -22,7 +23,7 @@ async def steps(demo: Demo) -> None:
         token = demo.token()
         step.result = f"{len(token)} characters, signed by the demo's issuer"
     async with demo.api("identity-api", token) as api, demo.step("who am I") as step:
-        me = await api.call("GET", "/v1/whoami")
+        me = await demo.until(lambda: _whoami(api), "the issuer's keys")
         step.result = f"VO {me['vo']} → account {me['account']}, class {me['job_class']}"
     async with demo.api("jobs", token) as api:
         async with demo.step("what does the site offer") as step:
@@ -51,6 +52,14 @@ async def steps(demo: Demo) -> None:
         async with demo.step("clean it") as step:
             await api.call("DELETE", f"/v1/jobs/{made['id']}")
             step.result = "files and record removed, usage kept"
+
+
+async def _whoami(api: ApiClient) -> Any:
+    """Nothing while the daemon is still fetching the issuer's keys."""
+    try:
+        return await api.call("GET", "/v1/whoami")
+    except Unavailable:
+        return None
 
 
 async def _usage(api: ApiClient) -> Any:
