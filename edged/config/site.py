@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from edged.config.base import AbsolutePath, ByteSize, Count, ListenAddress, Seconds, Section, Word
 
@@ -78,9 +79,26 @@ class Runtime(Section):
     stop_deadline_s: Seconds = Field(default=30.0, description="Time for running requests when stopping")
     database: str = Field(
         default="",
-        description="PostgreSQL for the jobs' and egress' state, e.g. postgresql+psycopg://edged@db/edged (password "
-        "in ~/.pgpass, not here); one edge writes, a second one takes over. Empty: SQLite files under `state`",
+        description="PostgreSQL for the jobs' and egress' state, e.g. postgresql+psycopg://edged@db/edged (no password "
+        "here: peer, certificate or passfile); one edge writes, a second takes over. Empty: SQLite under `state`",
     )
+
+    @field_validator("database")
+    @classmethod
+    def _postgresql(cls, value: str) -> str:
+        """Said here and not when the service starts; without SQLAlchemy, which takes long to import."""
+        if not value:
+            return value
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"not a URL: {error}") from None
+        if parts.scheme not in ("postgresql", "postgresql+psycopg") or not parts.path.strip("/"):
+            raise ValueError("write postgresql+psycopg://USER@HOST/DATABASE")
+        if parts.password is not None or "password=" in parts.query:
+            raise ValueError("a password here would be read by all who read this file: use libpq's passfile")
+        return value
 
 
 class HttpLimits(Section):

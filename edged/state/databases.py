@@ -8,6 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from edged.errors import ConfigError
+
 BUSY_S = 5.0
 READS: dict[str, Any] = {"edged_reads": True}  # a read never waits for the write lock
 
@@ -34,8 +36,13 @@ class Database:
 
 
 def database(name: str, url: str) -> Database:
-    """Of a SQLAlchemy URL."""
-    return _Sqlite(url) if url.startswith("sqlite") else _PostgreSql(name, url)
+    """Of a SQLAlchemy URL. Raises ConfigError when its driver is not installed."""
+    try:
+        return _Sqlite(url) if url.startswith("sqlite") else _PostgreSql(name, url)
+    except ImportError as error:
+        raise ConfigError(
+            [f"runtime.database: {error.name} is missing: pip install edged[postgresql]"]
+        ) from error
 
 
 class _Sqlite(Database):

@@ -52,11 +52,17 @@ def test_all_errors_come_at_once_with_their_paths() -> None:
         ({"jobs": {"workers": 2}}, "jobs.workers: "),
         ({"jobs": {"listen": ["edge:443"]}}, "jobs.listen[0]: not an IP address"),
         ({"jobs": {"max_body": "lots"}}, "jobs.max_body: not a size"),
+        ({"runtime": {"database": "garbage"}}, "runtime.database: write postgresql"),
+        ({"runtime": {"database": "sqlite:////tmp/x"}}, "runtime.database: write postgresql"),
+        ({"runtime": {"database": "postgresql://[::1"}}, "runtime.database: not a URL"),
+        ({"runtime": {"database": "postgresql://u:hush@h/d"}}, "runtime.database: a password here"),
+        ({"runtime": {"database": "postgresql://h/d?password=hush"}}, "runtime.database: a password here"),
     ],
 )
 def test_each_mistake_names_its_place(more: dict[str, Any], start: str) -> None:
     found = problems(**more)
     assert any(line.startswith(start) for line in found), found
+    assert "hush" not in "".join(found)
 
 
 def test_conf_d_adds_and_replaces(tmp_path: Path) -> None:
