@@ -201,15 +201,19 @@ async def test_two_hundred_readers_at_once(far: Far) -> None:
 
 
 async def test_noisy_and_slow_login_shells(far: Far) -> None:
-    home = Path("/home/cmsprd/.bashrc")
-    before = home.read_bytes() if home.exists() else None
-    home.write_text("echo 'Welcome to the cluster!'; printf 'x%.0s' {1..20000}; sleep 0.3; echo bye >&2\n")
-    try:
-        async with far.subject() as way:
+    """The account's home on this node is one of this test's own: its true one is every other login's too."""
+    home = far.scratch.root / "noisy"
+    home.mkdir(mode=0o755)
+    noise = "echo 'Welcome to the cluster!'; printf 'x%.0s' {1..20000}; sleep 0.3; echo bye >&2\n"
+    (home / ".bashrc").write_text(f"{noise}echo here >>{home}/sourced\n")
+    (home / "sourced").touch()
+    (home / "sourced").chmod(0o666)
+    environment = {**far.slurm.environment, "HOME": str(home)}
+    with Sshd(far.signing.authority, environment=environment) as node:
+        async with far.subject(node) as way:
             ref = await way.shell("exit 0")
             assert (await way.final(ref)).state is BatchState.FINISHED
-    finally:
-        home.unlink() if before is None else home.write_bytes(before)
+    assert "here" in (home / "sourced").read_text(), "the login shell made its noise"
 
 
 async def test_no_python_there_is_said(far: Far) -> None:
