@@ -13,13 +13,13 @@ import pytest
 import pytest_asyncio
 
 from edged import sshca
-from edged.errors import Busy, Denied, NoSpace, Unavailable, UnknownOutcome
+from edged.errors import Busy, Denied, NoSpace, Unavailable
 from edged.identity.words import JobId
 from edged.lifecycle import Reporting
 from services.jobs.batch import script
 from services.jobs.batch.protocol import BatchState
 from services.jobs.batch.script import Payload
-from tests.real.batch_remote.reaching import Far, RemoteSubject, far_side, settled
+from tests.real.batch_remote.reaching import Far, RemoteSubject, far_side
 from tests.support.local_accounts import CMSPRD
 from tests.support.signing import Signing
 from tests.support.slurm import SlurmTestbed
@@ -33,34 +33,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.root, pytest.mark.asyncio(loop_scop
 async def far(slurm: SlurmTestbed) -> AsyncIterator[Far]:
     async with far_side(slurm) as found:
         yield found
-
-
-async def test_a_connection_cut_at_every_step_of_a_submission(far: Far) -> None:
-    """Whenever the line is cut, the job is found or surely absent, and runs at most once."""
-    since = time.time() - 1
-
-    async def cut_after(delay_s: float) -> tuple[str, int]:
-        """The job, and how many of it there may be."""
-        job = far.ssh.job()
-        submitting = asyncio.ensure_future(far.ssh.shell("echo ran >>runs", job))
-        await asyncio.sleep(delay_s)  # where in the submission the cut falls is what is tried here
-        for node in far.nodes:
-            node.cut()
-        try:
-            await submitting
-        except Busy:  # certainly not submitted: the engine would ask again
-            return job, 0
-        except UnknownOutcome:
-            pass
-        return job, 1
-
-    tried = [await cut_after(delay_s) for delay_s in (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12)]
-    ends = await asyncio.gather(*(settled(far.ssh, job, since) for job, _ in tried))
-    for (_, at_most), found in zip(tried, ends, strict=True):
-        assert len(found) <= at_most
-        for one in found:
-            assert (await far.ssh.final(one.ref)).state is BatchState.FINISHED
-            assert far.ssh.output(one.ref, "runs") == "ran\n"
 
 
 async def test_a_login_node_reboots_and_the_other_serves(far: Far) -> None:
