@@ -83,35 +83,26 @@ def run(services: tuple[str, ...], config_file: Path) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="FILE is to take this file's place: check it among those that stay, as Ansible's validate does.",
 )
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Also try what it names elsewhere: login nodes, slurmrestd. Submits nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def check(config_file: Path, file: Path | None, replacing: Path | None, as_json: bool) -> None:
-    """Check the configuration: every error with its dotted path (exit 2), then warnings."""
-    import json
+def check(config_file: Path, file: Path | None, replacing: Path | None, connect: bool, as_json: bool) -> None:
+    """Check the configuration: every error with its dotted path, then warnings.
 
-    from edged import config
-    from edged.accounts.beneath import missing_kernel_support
+    Exit status 0: it is right; 2: it has errors, and nothing was tried. With --connect also 1: it is right, but
+    something that it names does not work, or could not be tried. Logins need the running identity service.
+    """
+    from edged.check import Checked, checked
 
-    problems: list[str] = []
-    warnings: list[str] = []
-    try:
-        if file is not None and replacing is not None:
-            loaded = config.load(config_file, {replacing: file})
-        else:
-            loaded = config.load(file or config_file)
-        warnings = list(config.warnings(loaded))
-        problems = missing_kernel_support()
-    except ConfigError as error:
-        problems = error.problems
+    found: Checked = checked(config_file, file, replacing, connect=connect)
     if as_json:
-        click.echo(json.dumps({"errors": problems, "warnings": warnings}, indent=2))
+        click.echo(found.as_json())
     else:
-        for problem in problems:
-            click.echo(f"error: {problem}", err=True)
-        for warning in warnings:
-            click.echo(f"warning: {warning}", err=True)
-        if not problems:
-            click.echo(f"{file or config_file}: ok" + (f", {len(warnings)} warnings" if warnings else ""))
-    sys.exit(2 if problems else 0)
+        found.tell(str(file or config_file))
+    sys.exit(found.status)
 
 
 @main.group()

@@ -21,6 +21,7 @@ from edged.config import Config
 from edged.errors import BadRequest, EdgeError
 
 DEADLINE_S = 20.0
+ELSEWHERE = ("jobs-clusters",)  # parts that log in to other machines: `edged check --connect` tries them too
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""For ``edged doctor``: every [[jobs.cluster]], tried as each account that the mappings name."""
+"""For ``edged doctor`` and ``edged check --connect``: every [[jobs.cluster]], tried as far as one comes.
+
+Each login node is asked for its host key. Then, with certificates and tokens of the running identity service, the
+clusters are tried as each account that the mappings name. Nothing is submitted.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,18 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from edged.config import Config
+from edged.config.batch import SlurmRestCluster, SshCluster
 from edged.config.jobs import Jobs
 from edged.doctor import Finding
-from edged.errors import EdgeError
+from edged.errors import EdgeError, Unavailable
 from edged.identity.client import IdentityClient
 from edged.identity.words import AccountName, Action, ServiceName
 from services.jobs.batch.protocol import ENTRY_POINTS, Reached, Reaching, Surroundings
+from services.jobs.batch.slurmrest.rest import Rest
+from services.jobs.batch.slurmrest.wire import Wire
+from services.jobs.batch.ssh import hostkeys
 from services.jobs.batch.ssh.driver import Reach
+from services.jobs.batch.ssh.logins import Logins
 
 TRY_S = 15.0
 SKEW_S = 30.0
@@ -31,6 +40,7 @@ ADVICE = (
     ("scontrol did not answer", "try `scontrol ping` there as that account; slurm_conf and slurm_bin name what "
      "the clients need when the login shell sets no SLURM_CONF or PATH"),
     ("cannot be reached", "is slurmrestd running, and its socket or port reachable by the jobs service's user?"),
+    ("lets anybody in", "this is no login node of yours, or its sshd_config allows logins without a credential"),
     ("Connect", "name, port and firewall between this machine and there"),
     ("JWT key", "jwt_key: the cluster's jwt_hs256.key, readable by identity's user only"),
     ("HTTP 401", "slurmrestd must run with -a rest_auth/jwt, slurmctld with AuthAltTypes=auth/jwt"),
@@ -41,21 +51,50 @@ OTHERWISE = "the log of the jobs service has the whole reason"
 
 async def findings(config: Config) -> list[Finding]:
     """Nothing without a [[jobs.cluster]]."""
-    if config.jobs is None or not config.jobs.clusters:
+    jobs = config.jobs
+    if jobs is None or not jobs.clusters:
         return []
+    nodes = await asyncio.gather(*(_nodes(one) for one in jobs.clusters if isinstance(one, SshCluster)))
+    found = [finding for of_one in nodes for finding in of_one]
+    right = {one.part for one in found if one.ok}
+    names = [one.name for one in jobs.clusters if one.name in right or not isinstance(one, SshCluster)]
     identity = IdentityClient(config, ServiceName("jobs"))
     accounts = sorted({rule.account for rule in config.mappings})
     async with asyncio.TaskGroup() as tasks, identity.running(tasks):
         if (trouble := identity.not_ready()) is not None:
-            return [
-                Finding("clusters", False, trouble, "start identity first: it signs what clusters ask for")
-            ]
-        tried = [_cluster(config.jobs, name, identity, accounts) for name in _names(config.jobs)]
-        return [finding for found in await asyncio.gather(*tried) for finding in found]
+            found.append(
+                Finding(
+                    "clusters", False, f"logins not tried: {trouble}", "start identity: it signs for them"
+                )
+            )
+            rest = [one for one in jobs.clusters if isinstance(one, SlurmRestCluster)]
+            return found + list(await asyncio.gather(*map(_reachable, rest)))
+        tried = [_cluster(jobs, name, identity, accounts) for name in names]
+        return found + [finding for of_one in await asyncio.gather(*tried) for finding in of_one]
 
 
-def _names(jobs: Jobs) -> list[str]:
-    return [cluster.name for cluster in jobs.clusters]
+async def _nodes(cluster: SshCluster) -> list[Finding]:
+    """Every login node: a cluster works as long as one of them does."""
+    nodes = Logins.of(cluster).nodes
+    troubles = await asyncio.gather(*(hostkeys.trouble(cluster, node) for node in nodes))
+    return [
+        Finding(cluster.name, True, f"{node.name}: a login node with the right host key")
+        if trouble is None
+        else judged(cluster.name, node.name, Unavailable(trouble))
+        for node, trouble in zip(nodes, troubles, strict=True)
+    ]
+
+
+async def _reachable(cluster: SlurmRestCluster) -> Finding:
+    """Whether a slurmrestd is there, as far as can be told without a token."""
+    wire = Wire(cluster.url, str(cluster.ca_file) if cluster.ca_file else None, limit=1, deadline_s=TRY_S)
+    try:
+        told = await wire.request("GET", "/openapi/v3", {})
+    except Unavailable as error:
+        return judged(cluster.name, cluster.url, error)
+    finally:
+        wire.close()
+    return Finding(cluster.name, True, f"{cluster.url}: answers (HTTP {told.status}, asked without a token)")
 
 
 async def _cluster(jobs: Jobs, name: str, identity: IdentityClient, accounts: list[str]) -> list[Finding]:
@@ -87,7 +126,7 @@ async def _account(reached: Reached, identity: IdentityClient, account: AccountN
         async with asyncio.timeout(TRY_S):
             grant = await identity.standing_grant(account)
             state = await reached.system.site(grant)
-            said = await _login(reached.service, grant) if isinstance(reached.service, Reach) else ""
+            said = await _how(reached.service, grant)
     except TimeoutError:
         return Finding(name, False, f"{account}: no answer within {TRY_S:g} s", OTHERWISE)
     except EdgeError as error:
@@ -100,6 +139,13 @@ async def _account(reached: Reached, identity: IdentityClient, account: AccountN
     return Finding(name, True, f"{account}: Slurm {state.version}, partitions {names}{said}")
 
 
+async def _how(service: object, grant: bytes) -> str:
+    """By which way it was reached."""
+    if isinstance(service, Reach):
+        return await _login(service, grant)
+    return f"; API {await service.version(grant)}" if isinstance(service, Rest) else ""
+
+
 async def _login(reach: Reach, grant: bytes) -> str:
     """Where one lands, and whether its clock is right."""
     async with reach.batch.links.link(grant, Action.JOB_POLL) as link:
@@ -110,11 +156,11 @@ async def _login(reach: Reach, grant: bytes) -> str:
     return f"; on {told['host']} with Python {told['python']}, files in {told['sessions']}"
 
 
-def judged(name: str, account: str, error: EdgeError) -> Finding:
-    """An error with what to do about it."""
+def judged(name: str, what: str, error: EdgeError) -> Finding:
+    """An error with what to do about it. ``what``: the account, node or URL that was tried."""
     words = f"{error.message} ({error.detail})" if error.detail else error.message
     advice = next((advice for mark, advice in ADVICE if mark in words), OTHERWISE)
-    return Finding(name, False, f"{account}: {words}", advice)
+    return Finding(name, False, f"{what}: {words}", advice)
 
 
 class _NobodyHere:

@@ -236,10 +236,49 @@ async def test_people_log_in_with_their_token(far: Far, tmp_path: Path) -> None:
 
 async def test_the_doctor_tries_every_cluster(far: Far) -> None:
     _, found = await _examined(far.site.file)
-    tried = {(one["part"], one["ok"], one["text"].partition(":")[0]) for one in found}
+    tried = {(one["part"], one["ok"], one["text"].partition(": ")[0]) for one in found}
     for cluster in ("login", "restd"):
         for account in ("cmsprd", "atlprd"):
             assert (cluster, True, account) in tried, found
+    assert ("login", True, far.node.login) in tried, found
+    assert any("; API v0.0.38" in one["text"] for one in found if one["part"] == "restd"), found
+
+
+async def test_the_check_tries_what_the_doctor_tries(far: Far) -> None:
+    """Only when it is told to; the configuration's errors come first, and then nothing is tried."""
+    code, told = await _checked(far.site.file)
+    assert code == 0 and "tried" not in told, told
+    code, told = await _checked(far.site.file, "--connect")
+    assert code == 0 and told["errors"] == [], told
+    assert {one["part"] for one in told["tried"]} == {"login", "restd"}
+    settings = copy.deepcopy(far.site.settings())
+    settings["jobs"]["cluster"][0]["host_kees"] = 1
+    wrong = far.site.root / "wrong.toml"
+    wrong.write_text(dumps(settings))
+    code, told = await _checked(wrong, "--connect")
+    assert code == 2 and told["errors"] and told["tried"] == [], told
+
+
+async def test_the_check_before_edged_runs_tries_what_needs_no_login(far: Far) -> None:
+    """Host keys and whether slurmrestd is there; it says what it could not try, and that is no success."""
+    settings = copy.deepcopy(far.site.settings())
+    settings["runtime"] |= {
+        "run": str(far.site.root / "run-not-yet"),
+        "state": str(far.site.root / "not-yet"),
+    }
+    settings["jobs"]["cluster"][0]["login"].append("127.0.0.1:1")
+    file = far.site.root / "before.toml"
+    file.write_text(dumps(settings))
+    code, told = await _checked(file, "--connect")
+    found = {(one["part"], one["ok"], one["text"].partition(": ")[2]) for one in told["tried"]}
+    assert code == 1, told
+    assert ("login", True, "a login node with the right host key") in found, told
+    assert ("restd", True, "answers (HTTP 401, asked without a token)") in found, told
+    refused = [one for one in told["tried"] if one["text"].startswith("127.0.0.1:1:")]
+    assert len(refused) == 1 and not refused[0]["ok"] and "firewall" in refused[0]["advice"], told
+    assert [one["advice"] for one in told["tried"] if one["part"] == "clusters"] == [
+        "start identity: it signs for them"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +310,7 @@ async def test_the_doctor_says_what_is_wrong(
     code, found = await _examined(file)
     bad = [one for one in found if not one["ok"] and one["part"] in ("login", "restd")]
     assert code == 1 and {one["part"] for one in bad} == {cluster}, found
-    assert len(bad) == 2, "one for each account"
+    assert len(bad) == (1 if key in ("host_keys", "login") else 2), "for the node, or for each account"
     for one in bad:
         assert told in one["text"] and advice in one["advice"], one
 
@@ -280,6 +319,16 @@ async def _examined(file: Path) -> tuple[int | None, list[dict[str, Any]]]:
     """Exit status and findings of ``edged doctor jobs``."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edged", "doctor", "jobs", "--json", "--config", str(file),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, json.loads(out)
+
+
+async def _checked(file: Path, *options: str) -> tuple[int | None, dict[str, Any]]:
+    """Exit status and what ``edged check`` found."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "edged", "check", "--json", *options, "--config", str(file),
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, _ = await asyncio.wait_for(process.communicate(), 60)
