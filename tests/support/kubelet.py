@@ -106,6 +106,17 @@ class Kubelet:
         assert status == 200, body
         return body.decode()
 
+    async def until_said(self, pod: Pod, line: str, deadline_s: float = TERMINAL_S) -> None:
+        """Until the main container has written ``line``: it runs for a while before it says anything."""
+        said = ""
+        try:
+            async with asyncio.timeout(deadline_s):
+                while line not in said.splitlines():
+                    await asyncio.sleep(0.1)
+                    said = (await self.logs(pod, "main"))[1].decode()
+        except TimeoutError:
+            raise AssertionError(f"not within {deadline_s} s: {line!r}, but {said!r}") from None
+
     async def until(self, pod: Pod, holds: Any, deadline_s: float = TERMINAL_S) -> dict[str, Any]:
         """The first status for which ``holds(status)``."""
         found: list[dict[str, Any]] = []

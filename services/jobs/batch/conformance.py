@@ -105,20 +105,23 @@ class Subject:
 
         return await self.until(look, f"{ref.name} in {states}")
 
-    async def _answer(self, look: Callable[[], Awaitable[T | None]]) -> T | None:
-        """None as well when the batch system cannot answer now, which any call may say at any time."""
-        try:
-            return await look()
-        except Unavailable:
-            return None
-
     async def until(self, look: Callable[[], Awaitable[T | None]], what: str) -> T:
+        """What ``look`` finds; that the batch system cannot answer now, which any call may say, is no end.
+
+        Raises TimeoutError, from the last of such answers.
+        """
         end = time.monotonic() + self.patience_s
-        while (found := await self._answer(look)) is None:
+        refusal: Unavailable | None = None
+        while True:
+            try:
+                found = await look()
+            except Unavailable as error:
+                found, refusal = None, error
+            if found is not None:
+                return found
             if time.monotonic() > end:
-                raise TimeoutError(what)
+                raise TimeoutError(what) from refusal
             await asyncio.sleep(0.1)
-        return found
 
     def output(self, ref: BatchRef, name: str = "out") -> str:
         content = self.read(ref.name.removeprefix("edged-"), name)

@@ -100,6 +100,7 @@ async def test_slurms_cause_is_in_the_message(pods_on_slurm: Site, slurm: SlurmT
             await node.created(one)
         for one in (stopped, deleted):
             await node.until(one, lambda s: "running" in s["containers"][0]["state"])
+        await node.until_said(deleted, "begun")
         async with pods_on_slurm.api() as api:
             slurm.output("scancel", (await api.call("GET", f"/v1/jobs/{job}"))["batch_id"])
         await node.delete(deleted)
