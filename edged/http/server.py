@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -26,6 +25,8 @@ from edged.http.connection import LINGER_S, REQUEST_LINE, Connection, Request
 from edged.http.limits import Connections, Failures, source_of
 from edged.http.listen import address_of, listeners
 from edged.http.problems import answer
+from edged.http.stream import Stream
+from edged.http.tlsstream import TlsStream
 from edged.logs import get_logger, request_id
 from edged.tls import ServerTls
 
@@ -158,7 +159,6 @@ class HttpServer:
 
     async def _serve(self, sock: socket.socket, source: str, server: web.Server) -> None:
         """Hand one connection to aiohttp, after its TLS handshake. Its failure is that connection's own."""
-        loop = asyncio.get_running_loop()
         self._opened.inc()
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -166,17 +166,20 @@ class HttpServer:
             stuck_ms = int(self.front.limits.idle_s * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stuck_ms)
         protocol = self._protocol(server, source)
-        tls: dict[str, Any] = {}
-        if self._tls is not None:
-            tls = {"ssl": self._tls.context, "ssl_shutdown_timeout": 5.0}
-            tls["ssl_handshake_timeout"] = self.front.limits.header_s
         try:
-            await loop.connect_accepted_socket(lambda: protocol, sock, **tls)
+            (await self._stream(sock, protocol)).begin()
         except (OSError, TimeoutError, asyncio.CancelledError) as error:
             sock.close()
             protocol.release()
             if isinstance(error, asyncio.CancelledError):
                 raise
+
+    async def _stream(self, sock: socket.socket, protocol: Connection) -> Stream:
+        if self._tls is None:
+            return Stream(sock, protocol)
+        stream = TlsStream(sock, protocol, self._tls.context)
+        await stream.handshake(self.front.limits.header_s)
+        return stream
 
     def _protocol(self, server: web.Server, source: str) -> Connection:
         connection = Connection(server, self.front.limits, source=source, on_close=self._closed)
