@@ -12,7 +12,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edged.errors import Denied
+from edged.errors import Denied, Unavailable
 from edged.identity.words import AccountName, Action, JobClass, JobId, Principal, ServiceName
 
 CONTEXT = b"edged-grant-v1\0"
@@ -103,7 +103,7 @@ def sign(grant: Grant, key: Ed25519PrivateKey) -> bytes:
 
 
 def verify(wire: bytes, key: Ed25519PublicKey, now: float) -> Grant:
-    """The grant inside ``wire``. Raises Denied when forged, malformed, not yet valid or expired."""
+    """The grant inside ``wire``. Raises Denied when forged, malformed or expired, Unavailable when not yet valid."""
     return in_time(opened(wire, key), now)
 
 
@@ -120,11 +120,14 @@ def opened(wire: bytes, key: Ed25519PublicKey) -> Grant:
 
 
 def in_time(grant: Grant, now: float) -> Grant:
-    """The grant, when this is its time. Raises Denied."""
+    """The grant, when this is its time. Raises Denied; Unavailable when it says that a clock is wrong.
+
+    A clock set back must not end what was accepted before: who meets it waits, and is refused nothing for good.
+    """
     if grant.expires_at <= now:
         raise Denied("grant expired")
     if grant.issued_at > now + 60:
-        raise Denied("grant from the future: check the clocks")
+        raise Unavailable("the site's clock is wrong", detail="grant from the future")
     return grant
 
 

@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 
 from edged import metrics
 from edged.errors import ConfigError, EdgeError, NoSpace, Unavailable
@@ -179,12 +179,13 @@ class Store:
         try:
             outcomes = self._transact(group, _perform)
             self._trouble = None
-        except OperationalError as error:
-            outcomes = self._refuse(group, _typed(error))
         except NotTheHolder as error:
             outcomes = self._refuse(group, Unavailable("this edge may not write", detail=str(error)))
         except Exception as error:
-            outcomes = [(group[0], None, error)] if len(group) == 1 else self._one_by_one(group)
+            if _is_trouble(error):
+                outcomes = self._refuse(group, _typed(error))
+            else:
+                outcomes = [(group[0], None, error)] if len(group) == 1 else self._one_by_one(group)
         COMMITS.labels(self.name).observe(time.perf_counter() - started)
         self._answer(outcomes)
 
@@ -227,9 +228,9 @@ def _perform_guarded(connection: sa.Connection, waiting: _Waiting) -> _Outcome:
     try:
         with connection.begin_nested():
             return waiting, waiting.work(connection), None
-    except OperationalError:
-        raise
     except Exception as error:
+        if _is_trouble(error):
+            raise
         return waiting, None, error
 
 
@@ -241,6 +242,11 @@ def _resolve(outcomes: list[_Outcome]) -> None:
             waiting.done.set_result(result)
         else:
             waiting.done.set_exception(error)
+
+
+def _is_trouble(error: Exception) -> TypeGuard[DBAPIError]:
+    """The database's own: locked, lost, full; and what has no class of its own, damaged pages among it."""
+    return isinstance(error, OperationalError) or type(error) is DatabaseError
 
 
 def _typed(error: DBAPIError) -> EdgeError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from services.jobs.summary import Telling
 log = get_logger("edged.jobs")
 
 HOUSEKEEPING_S = 60.0
+WRITE_AGAIN_S = 2.0
 DRAINED = "drained"  # setting: comma-separated queue names, or *
 
 Files = Mapping[str, tuple[bytes, int]]
@@ -94,6 +95,7 @@ class Engine:
         self._sites = Sites(batches, identity.standing_grant)
         self._telling = Telling(config, self.registry, self.sites)
         self._coming: dict[JobId, Job] = {}  # on their way into the journal
+        self._leaving: set[JobId] = set()  # being removed
         self._tasks: Background | None = None
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
@@ -126,6 +128,7 @@ class Engine:
             for follower in self._followers.values():
                 work.create_task(follower.run(work))
             work.create_task(self._keep_house())
+            work.create_task(self._write_again())
             yield
 
     def not_ready(self) -> str | None:
@@ -148,6 +151,13 @@ class Engine:
                 elif job.missing and job.created_at + self.config.inputs_s < now:
                     self._pipeline.push(job)
             await self._sweep_credentials()
+
+    async def _write_again(self) -> None:
+        """What the journal could not take: a job told to have ended must not begin anew after a restart."""
+        while True:
+            await asyncio.sleep(WRITE_AGAIN_S)
+            with suppress(EdgeError):
+                await self.registry.write_again()
 
     async def _sweep_credentials(self) -> None:
         used = frozenset(job.delegation for job in self.registry if job.delegation and not job.state.final)
@@ -207,6 +217,9 @@ class Engine:
                 await self._store.write(journal.insert(rows))
             except IntegrityError:  # the same key came in twice at once: the other one is being accepted
                 raise Busy("the same job is being accepted at this moment", retry_after_s=1) from None
+            except EdgeError:  # a connection lost in the commit: nobody knows, and nobody was promised it
+                self.registry.disown(job.id for job in jobs)
+                raise
             finally:
                 for job in jobs:
                     del self._coming[job.id]
@@ -276,23 +289,26 @@ class Engine:
     # -- what callers ask ---------------------------------------------------------------------------
 
     async def cancel(self, job: Job, who: str = "owner") -> None:
-        """Ask for a job's end; durable when it returns. An ended job stays as it is."""
-        if not job.state.final and not job.cancel:
+        """Ask for a job's end; durable when it returns. An ended job stays as it is.
+
+        Raises Unavailable when it could not be made durable; it is cancelled even so, but for a crash now.
+        """
+        asked = bool(job.cancel) and self.registry.is_written(job)
+        if not job.state.final and not asked:
             await self._whole(self._cancel(job, who))
 
     async def _cancel(self, job: Job, who: str) -> None:
-        job.cancel = who
-        if job.state in (State.ACCEPTED, State.PREPARING):
+        job.cancel = job.cancel or who
+        try:
             await self.registry.save(job)
-            self._pipeline.push(job)
-            return
-        await self.registry.save(job)
-        self._followers[job.batch].wake()
+        finally:
+            if job.state in (State.ACCEPTED, State.PREPARING):
+                self._pipeline.push(job)
+            else:
+                self._followers[job.batch].wake()
 
     async def clean(self, job: Job) -> None:
         """Remove an ended job and its files. Conflict while it is not ended."""
-        if not job.state.final:
-            raise Conflict(f"the job is {job.state.value}; cancel it first")
         await self._whole(self._clean(job))
 
     async def clean_at_end(self, job: Job) -> None:
@@ -301,8 +317,16 @@ class Engine:
         await self.registry.save(job)
 
     async def _clean(self, job: Job) -> None:
-        await self.sessions.remove(self.registry.grant(job.id), job.id)
-        await self.registry.forget(job)
+        if not job.state.final:
+            raise Conflict(f"the job is {job.state.value}; cancel it first")
+        if job.id in self._leaving:
+            raise Conflict("the job is being removed")
+        self._leaving.add(job.id)
+        try:
+            await self.sessions.remove(self.registry.grant(job.id), job.id)
+            await self.registry.forget(job)
+        finally:
+            self._leaving.discard(job.id)
 
     async def restart(self, verdict: Verdict, job: Job) -> None:
         """Begin a failed job again, in the same session directory. Raises Conflict, Busy, Unavailable."""
@@ -323,10 +347,11 @@ class Engine:
         await self.registry.settled(job.id)
         grant = await self._identity.job_grant(verdict, job.id)
         await self._store.write(journal.regrant(job.id, grant))
-        self.registry.regrant(job.id, grant)
         await self.sessions.reopen(grant, job.id)
-        if job.state is not State.FAILED:
+        there = self.registry.get(job.id) is job and job.id not in self._leaving
+        if job.state is not State.FAILED or not there:
             raise Conflict("Job has not failed")  # somebody else was quicker
+        self.registry.regrant(job.id, grant)
         begin_again(job)
         await self.registry.move(job, State.ACCEPTED, f"restarted by {verdict.principal.subject}")
         self._pipeline.push(job)
@@ -352,7 +377,12 @@ class Engine:
 
     async def _received(self, job: Job, name: str) -> None:
         job.missing = tuple(other for other in job.missing if other != name)
-        await self.registry.save(job)
+        try:
+            await self.registry.save(job)
+        except Unavailable:  # they will send it again
+            if job.state is State.ACCEPTED:
+                job.missing = (*job.missing, name)
+            raise
         self._pipeline.push(job)
 
     async def wait(self, job: Job, seen: float, timeout_s: float) -> Job:

@@ -2,14 +2,15 @@
 
 The state of 10,000 queued jobs costs one client call and the difference to the sweep before. A job
 that was acknowledged but that neither queue nor accounting knows for ``settle_s`` is LOST, and is
-said to be; a final state is shown once its exit code is known or ``PATIENCE_S`` have passed.
+said to be; a final state is shown once its exit code is known or ``PATIENCE_S`` have passed. These
+spans are counted by the monotonic clock: a clock that is set must neither lose a job nor hold up its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edged import metrics
@@ -144,7 +145,7 @@ class Follower:
 
     async def _sweep(self) -> None:
         """One look at everything, then accounting for those that ended or are not there."""
-        asked = time.time()
+        before = self._mine()
         for look in await self._looks():
             sweep = await self.batch.sweep(look.grant, look.accounts)
             key = look.key
@@ -156,12 +157,12 @@ class Follower:
                 self._saw(found)
             self._before[key] = sweep
             self._catch_up()
-            ended = self._to_ask(asked, present, look.accounts)
+            ended = self._to_ask(before, present, look.accounts)
             if ended:
                 await self._ask_accounting(look.grant, ended)
         await self._cancel_due()
         await self._ask_late()
-        if self._silent is not None and time.time() < self._silent_until:
+        if self._silent is not None and time.monotonic() < self._silent_until:
             raise self._silent
 
     def _catch_up(self) -> None:
@@ -195,7 +196,7 @@ class Follower:
         if found.started_at:
             job.started_at = found.started_at
         if found.state.final:
-            self._ending_since.setdefault(job.id, time.time())
+            self._ending_since.setdefault(job.id, time.monotonic())
             self._move(job, State.FINISHING, "")
             return
         self._ending_since.pop(job.id, None)
@@ -210,16 +211,16 @@ class Follower:
             self._registry.note(job, state, reason, self._tasks, cause=cause)
             self._on_change(job)
 
-    def _to_ask(self, asked: float, seen: set[JobId], accounts: Sequence[str]) -> list[Job]:
-        """Jobs that ended, and jobs that were with the batch system before we asked but are not there."""
+    def _to_ask(self, before: Mapping[JobId, Job], seen: set[JobId], accounts: Sequence[str]) -> list[Job]:
+        """Jobs that ended, and jobs that were with the batch system ``before`` we asked but are not there."""
         asking: list[Job] = []
         for job in self._mine().values():
             if accounts and job.account not in accounts:
                 continue
             if job.id in self._ending_since:
                 asking.append(job)
-            elif job.id not in seen and job.changed_at < asked:
-                self._missing_since.setdefault(job.id, asked)
+            elif job.id not in seen and job.id in before:
+                self._missing_since.setdefault(job.id, time.monotonic())
                 asking.append(job)
             elif job.id in seen:
                 self._missing_since.pop(job.id, None)
@@ -237,12 +238,12 @@ class Follower:
 
     async def _finals(self, grant: bytes, jobs: Sequence[Job]) -> dict[str, BatchJob] | None:
         """Accounting's answers by job name; None while it does not answer, which proves nothing."""
-        if time.time() < self._silent_until:
+        if time.monotonic() < self._silent_until:
             return None
         try:
             answers = await self.batch.finals(grant, [job.ref for job in jobs if job.ref is not None])
         except EdgeError as error:
-            self._silent, self._silent_until = error, time.time() + SILENCE_S
+            self._silent, self._silent_until = error, time.monotonic() + SILENCE_S
             return None
         self._silent = None
         return {answer.ref.name: answer for answer in answers}
@@ -250,13 +251,13 @@ class Follower:
     def _patience_ended(self, job: Job) -> bool:
         """Whether it ended by the queue's word; if so long enough ago, that has to do."""
         ending = self._ending_since.get(job.id)
-        if ending is not None and time.time() - ending > PATIENCE_S:
+        if ending is not None and time.monotonic() - ending > PATIENCE_S:
             self._end_unaccounted(job)
         return ending is not None
 
     def _conclude(self, job: Job, answer: BatchJob | None) -> None:
         """Final facts, or the decision that there will be none."""
-        now = time.time()
+        now = time.monotonic()
         if answer is not None and job.ref is not None and not job.ref.same(answer.ref):
             answer = None
         if answer is not None and answer.state.final:
@@ -326,10 +327,10 @@ class Follower:
             if job.stuck_since and not job.cancel and now - job.stuck_since > self._config.stuck_s:
                 job.cancel = "stuck"
             if job.cancel and job.state is not State.FINISHING:
-                await self._cancel(job, now)
+                await self._cancel(job, time.monotonic())
 
     async def _cancel(self, job: Job, now: float) -> None:
-        if now - self._cancelled_at.get(job.id, 0.0) < CANCEL_AGAIN_S or job.ref is None:
+        if now - self._cancelled_at.get(job.id, -CANCEL_AGAIN_S) < CANCEL_AGAIN_S or job.ref is None:
             return
         self._cancelled_at[job.id] = now
         try:

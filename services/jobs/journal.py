@@ -141,9 +141,9 @@ def update(job: Job) -> Any:
     return lambda connection: connection.execute(_UPDATE, row) and None
 
 
-def delete(job: JobId) -> Any:
-    """Work for ``Store.write``: the job is gone; its usage stays."""
-    return lambda connection: connection.execute(JOBS.delete().where(JOBS.c.id == job)) and None
+def delete(*jobs: JobId) -> Any:
+    """Work for ``Store.write``: these jobs are gone; their usage stays."""
+    return lambda connection: connection.execute(JOBS.delete().where(JOBS.c.id.in_(jobs))) and None
 
 
 def load(connection: sa.Connection) -> list[tuple[Job, bytes]]:

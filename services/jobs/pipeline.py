@@ -9,6 +9,7 @@ client's deadline; only then is it tried again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -146,13 +147,15 @@ class Pipeline:
             await self._fail(job, error.message, "denied")
 
     async def _kill(self, job: Job) -> None:
-        await self._registry.move(job, State.KILLED, f"cancelled by {job.cancel}", cause="cancelled")
+        await self._end(job, State.KILLED, f"cancelled by {job.cancel}", "cancelled")
 
     async def _fail(self, job: Job, reason: str, cause: str) -> None:
-        try:
-            await self._registry.move(job, State.FAILED, reason, cause=cause)
-        except EdgeError as error:  # the journal is down: the same step ends the same way later
-            self._again(job, error)
+        await self._end(job, State.FAILED, reason, cause)
+
+    async def _end(self, job: Job, state: State, reason: str, cause: str) -> None:
+        """Its last state, which the registry writes later where the journal cannot take it now."""
+        with contextlib.suppress(Unavailable):
+            await self._registry.move(job, state, reason, cause=cause)
 
     def _again(self, job: Job, error: EdgeError) -> None:
         """Try later, not sooner than the error asks."""
@@ -182,10 +185,19 @@ class Pipeline:
         if job.cancel:
             await self._kill(job)
             return
+        await self._begin_attempt(job)
+        await self._submit(job, submission)
+
+    async def _begin_attempt(self, job: Job) -> None:
+        """On disk before the effect. Raises Unavailable: what is not on disk is no attempt."""
         job.attempt += 1
         job.attempt_at = time.time()
-        await self._registry.move(job, State.SUBMITTING)  # on disk before the effect
-        await self._submit(job, submission)
+        try:
+            await self._registry.move(job, State.SUBMITTING)
+        except Unavailable as error:
+            job.attempt -= 1
+            self._registry.note(job, State.ACCEPTED, error.message, self._group)
+            raise
 
     @property
     def _group(self) -> Background:
@@ -229,7 +241,7 @@ class Pipeline:
         started = time.perf_counter()
         try:
             submitted = await self._batch_of(job).submit(self._registry.grant(job.id), submission)
-        except (Busy, Unavailable) as error:  # the driver's word: no job was made
+        except (Busy, Denied, Unavailable) as error:  # the driver's word: no job was made
             SUBMISSIONS.labels(error.code).inc()
             if isinstance(error, Busy):
                 self._full(job, error)
@@ -256,14 +268,17 @@ class Pipeline:
         self._release(self._fullness.room(job))
 
     async def _look(self, job: Job) -> Sequence[BatchJob]:
-        """Ask for it by name. While nobody can answer, its absence proves nothing and starts anew."""
+        """Ask for it by name. While nobody can answer, its absence proves nothing and starts anew.
+
+        Raises Unavailable whatever the reason: there may be a job, so not even Denied is its end.
+        """
         try:
             return await self._batch_of(job).find(
                 self._registry.grant(job.id), job.id, job.attempt_at - LOOK_BACK_S
             )
-        except EdgeError:
+        except EdgeError as error:
             self._absent_since.pop(job.id, None)
-            raise
+            raise Unavailable(error.message, detail=error.detail) from error
 
     async def _recover(self, job: Job) -> None:
         """An attempt whose outcome nobody knows: look until it is found or surely absent."""
@@ -273,9 +288,9 @@ class Pipeline:
             SUBMISSIONS.labels("found").inc()
             await self._queued(job)
             return
-        now = time.time()
+        now = time.monotonic()  # a clock that is set must not end the waiting
         wait_s = max(
-            job.attempt_at + self._config.client_deadline_s - now,
+            job.attempt_at + self._config.client_deadline_s - time.time(),
             self._absent_since.setdefault(job.id, now) + self._config.settle_s - now,
         )
         if wait_s > 0:

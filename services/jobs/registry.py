@@ -9,11 +9,11 @@ import asyncio
 import bisect
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from edged import metrics
 from edged.config.jobs import Limit
-from edged.errors import EdgeError, NotFound
+from edged.errors import EdgeError, NotFound, Unavailable
 from edged.identity.words import AccountName, JobId, Verdict
 from edged.lifecycle import Background
 from edged.logs import get_logger
@@ -48,6 +48,8 @@ class Registry:
         self._listeners: list[Listener] = []
         self._watches: dict[AccountName, set[asyncio.Queue[Job]]] = {}
         self._writing: dict[JobId, asyncio.Task[None]] = {}
+        self._unwritten: set[JobId] = set()  # the journal has an older state of these ...
+        self._disowned: set[JobId] = set()  # ... and perhaps has these, which nobody was promised
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -178,9 +180,35 @@ class Registry:
         self._tell(job, before)
 
     async def save(self, job: Job) -> None:
-        """Write the job as it is now."""
-        if job.id in self._jobs:
+        """Write the job as it is now. Raises Unavailable: ``write_again`` does it when the journal can."""
+        if job.id not in self._jobs:
+            return
+        try:
             await self.store.write(journal.update(job))
+        except EdgeError as error:
+            self._unwritten.add(job.id)
+            log.warning("journal write failed", extra={"job": job.id, "reason": str(error)})
+            raise Unavailable("the journal cannot be written now", detail=str(error)) from error
+        self._unwritten.discard(job.id)
+
+    def is_written(self, job: Job) -> bool:
+        """Whether no write of this job has failed since the last that did not."""
+        return job.id not in self._unwritten
+
+    def disown(self, jobs: Iterable[JobId]) -> None:
+        """Their insertion failed, perhaps after it was committed: they must not be there after a restart."""
+        self._disowned.update(jobs)
+
+    async def write_again(self) -> None:
+        """What could not be written: a job as it is now, or its absence. Raises Unavailable at the first."""
+        if self._disowned:
+            gone = frozenset(self._disowned)
+            await self.store.write(journal.delete(*gone))
+            self._disowned -= gone
+        self._unwritten.intersection_update(self._jobs)
+        waiting = [self._jobs[name] for name in self._unwritten]
+        for some in (waiting[:1], waiting[1:]):  # one to try, the others in few commits
+            await asyncio.gather(*map(self.save, some))
 
     def save_soon(self, job: Job, tasks: Background) -> None:
         """Write it in the background; several changes in a row become one write."""
@@ -190,9 +218,8 @@ class Registry:
     async def _save_in_background(self, job: Job) -> None:
         try:
             await asyncio.sleep(0)
-            await self.save(job)
-        except EdgeError as error:  # the next change, or the batch system after a restart, will tell again
-            log.warning("journal write failed", extra={"job": job.id, "reason": str(error)})
+            with suppress(Unavailable):
+                await self.save(job)
         finally:
             self._writing.pop(job.id, None)
 

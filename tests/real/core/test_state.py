@@ -94,6 +94,23 @@ async def test_a_full_disk_is_told_before_the_acknowledgement(tmp_path: Path) ->
         assert await count(store) == held
 
 
+async def test_damaged_pages_are_the_databases_trouble(tmp_path: Path) -> None:
+    """Told as one, alone and in a group, and by readiness: no service dies of them."""
+    async with opened(tmp_path / "db") as store:
+        await asyncio.gather(*(store.write(insert(n, "x" * 2000)) for n in range(200)))
+    with (tmp_path / "db").open("r+b") as file:
+        for page in range(3, 100):
+            file.seek(page * 4096)
+            file.write(b"\xff" * 4096)
+    async with opened(tmp_path / "db") as store:
+        writes = (statement("UPDATE rows SET text = 'y'"), statement("DELETE FROM rows"))
+        with pytest.raises(Unavailable, match="cannot be written"):
+            await store.write(writes[0])
+        answers = await asyncio.gather(*map(store.write, writes), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Unavailable, Unavailable]
+        assert store.not_ready() is not None
+
+
 async def test_schemas_are_migrated_on_purpose(tmp_path: Path) -> None:
     second = Migration(2, "more", statement("ALTER TABLE rows ADD COLUMN more TEXT"))
     old = Store.local("test", tmp_path / "db", (FIRST,))

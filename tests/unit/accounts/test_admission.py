@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from edged.accounts.admission import admitted
 from edged.accounts.settings import ANY_SERVICE, Settings
-from edged.errors import Denied
+from edged.errors import Denied, Unavailable
 from edged.identity.feed import Banned, Revocations
 from edged.identity.grants import Ban, Grant, Scope, sign
 from edged.identity.words import AccountName, Action, IssuerUrl, JobId, Principal, ServiceName, VoName
@@ -56,12 +56,18 @@ def wire(*, service: str = "jobs", account: str = "cmsprd", job: str | None = No
     return sign(grant, KEY)
 
 
-def decide(data: bytes, peer: int = JOBS_UID, own: str | None = None, ban: Ban | None = None) -> Grant:
+def decide(
+    data: bytes,
+    peer: int = JOBS_UID,
+    own: str | None = None,
+    ban: Ban | None = None,
+    now: float = 200.0,
+) -> Grant:
     revocations = Revocations()
     if ban is not None:
         revocations.apply(Banned(ban))
     return admitted(
-        data, peer=peer, settings=settings(own), key=KEY.public_key(), revocations=revocations, now=200.0
+        data, peer=peer, settings=settings(own), key=KEY.public_key(), revocations=revocations, now=now
     )
 
 
@@ -97,3 +103,11 @@ def test_a_ban_ends_access_and_leaves_a_job_its_end(ban: Ban) -> None:
     assert left.scopes[0].actions == {Action.JOB_POLL, Action.JOB_CANCEL, Action.JOB_CLEAN}
     assert decide(wire(job="j1"), ban=replace(ban, keep_jobs=True)).allows(Action.JOB_SUBMIT)
     assert decide(wire(), ban=replace(ban, expires_at=150.0)).allows(Action.JOB_SUBMIT)
+
+
+def test_a_clock_set_back_refuses_nobody_for_good() -> None:
+    """Jobs accepted before it go on when it is right again: they wait at Unavailable, and end at Denied."""
+    with pytest.raises(Unavailable):
+        decide(wire(job="j1"), now=100.0 - 3600)
+    with pytest.raises(Denied):
+        decide(wire(job="j1"), now=400.0)

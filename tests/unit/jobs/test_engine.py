@@ -7,116 +7,18 @@ that signs whatever comes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from threading import Event
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import pytest
 
-from edged import config as configuration
 from edged.errors import Busy, NotFound
-from edged.identity.client import OnBan, Verdicts
-from edged.identity.words import AccountName, JobClass, JobId, Verdict, VoName
-from services.jobs import journal
-from services.jobs.engine import Engine
-from services.jobs.model import Description, Job, State
-from services.jobs.sessions import Sessions
+from services.jobs.model import Job, State
+from tests.support.engine import AS_ATLAS, WAITING, Subject
 from tests.support.waiting import until_async
 from tests.unit.jobs.jobs import OWNER
-
-WAITING = Description(executable="true", inputs=("data",), key="once")
-ALICE = Verdict(
-    principal=OWNER,
-    account=AccountName("cmsprd"),
-    job_class=JobClass.PRODUCTION,
-    vo=VoName("cms"),
-    capabilities=(),
-    grant=b"",
-    expires_at=2e9,
-    token_expires_at=2e9,
-)
-AS_ATLAS = msgspec.structs.replace(ALICE, account=AccountName("atlprd"), vo=VoName("atlas"))
-
-
-class Identity:
-    """Signs for everybody; a test tells it of bans."""
-
-    def __init__(self) -> None:
-        self.ban: OnBan
-
-    def not_ready(self) -> str | None:
-        return None
-
-    async def job_grant(self, _verdict: Verdict, _job: JobId) -> bytes:
-        return b"grant"
-
-    async def standing_grant(self, _account: AccountName) -> bytes:
-        return b"standing"
-
-    async def report_job(self, _job: JobId, _nodes: tuple[str, ...], *, ended: bool) -> None:
-        return None
-
-    def on_ban(self, callback: OnBan) -> None:
-        self.ban = callback
-
-
-class Uploads:
-    """Takes every input and forgets it."""
-
-    async def put(self, _grant: bytes, _job: JobId, _name: str, _content: Any, _limit: int, **_: Any) -> None:
-        return None
-
-    async def create(self, _grant: bytes, _job: JobId, _files: object) -> None:
-        return None
-
-    async def remove(self, _grant: bytes, _job: JobId) -> None:
-        return None
-
-
-class Subject:
-    """An engine, and what it stands on."""
-
-    def __init__(self, place: Path, **jobs: Any) -> None:
-        settings = {
-            "site": {"name": "TEST"},
-            "runtime": {"state": str(place)},
-            "jobs": {"batch": "none", "queue": [{"name": "cpu"}], **jobs},
-        }
-        config = configuration.parse(settings)
-        self.identity = Identity()
-        self.store = journal.open_store(config)
-        self.engine = Engine(
-            config,
-            self.store,
-            cast(Verdicts, self.identity),
-            sessions=cast(Sessions, Uploads()),
-            batches={},
-            files_of=lambda *_: asyncio.sleep(0, {}),
-        )
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Engine]:
-        async with asyncio.TaskGroup() as tasks, self.engine.running(tasks):
-            yield self.engine
-
-    @contextmanager
-    def slow_disk(self) -> Iterator[None]:
-        """Nothing is written while entered."""
-        go_on = Event()
-        task = asyncio.ensure_future(self.store.write(lambda _connection: go_on.wait(20)))
-        try:
-            yield
-        finally:
-            go_on.set()
-            task.add_done_callback(lambda done: done.exception())
-
-    async def accept(self, verdict: Verdict = ALICE, description: Description = WAITING) -> Job:
-        (answer,) = await self.engine.accept(verdict, [description])
-        assert isinstance(answer, Job), answer
-        return answer
 
 
 async def _turns() -> None:
