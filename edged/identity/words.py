@@ -74,7 +74,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """A verified token, mapped: everything a front needs to answer a request.
 
     ``grant`` is the signed access grant for the front's own service, which it hands on to accountd.
-    ``expires_at`` (Unix seconds) is the earlier of the token's and the grant's end.
+    ``expires_at`` (Unix seconds) is the earlier of the token's and the grant's end. ``token_expires_at`` is
+    ``inf`` for who came without one: an identity that the front itself asserts.
     """
 
     principal: Principal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import time
 from collections import Counter
@@ -266,9 +267,13 @@ class Signer:
         return verdict
 
     def _asserted(self, service: ServiceName, what: wire.ForAsserted) -> Verdict:
-        until = self._clock() + self._config.identity.grant_s
         judged = assertion(
-            self._config, self._judge.rules, service, what.subject_dn, what.account, until=until
+            self._config,
+            self._judge.rules,
+            service,
+            what.subject_dn,
+            what.account,
+            until=math.inf,  # there is no token; what it is asserted by ends with the connection
         )
         refuse_banned(judged.principal, self._ledger.ban_on)
         audit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -129,6 +129,7 @@ class Engine:
                 work.create_task(follower.run(work))
             work.create_task(self._keep_house())
             work.create_task(self._write_again())
+            work.create_task(self._account(self.registry))
             yield
 
     def not_ready(self) -> str | None:
@@ -157,7 +158,14 @@ class Engine:
         while True:
             await asyncio.sleep(WRITE_AGAIN_S)
             with suppress(EdgeError):
-                await self.registry.write_again()
+                await self._account(await self.registry.write_again())
+
+    async def _account(self, jobs: Iterable[Job]) -> None:
+        """Write what ended jobs used where it is missing: it could not be written, or a kill came before it."""
+        ended = {journal.usage_key(job): job for job in jobs if job.state.final}
+        written = await self._store.read(lambda c: journal.accounted(c, list(ended)))
+        for key in ended.keys() - written:
+            await self._reporting.used(ended[key])
 
     async def _sweep_credentials(self) -> None:
         used = frozenset(job.delegation for job in self.registry if job.delegation and not job.state.final)

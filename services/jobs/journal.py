@@ -18,6 +18,7 @@ from services.jobs.gpus import GpuUse
 from services.jobs.model import Description, Job
 
 META = sa.MetaData()
+KEYS_AT_ONCE = 500  # parameters of one statement
 
 JOBS = sa.Table(
     "jobs",
@@ -158,11 +159,25 @@ def description(connection: sa.Connection, job: JobId) -> Description | None:
     return _decode_description(found) if found is not None else None
 
 
+def usage_key(job: Job) -> str:
+    """What this run of the job used is kept under; a restarted job used twice."""
+    return f"{job.id}.{job.run}" if job.run else job.id
+
+
+def accounted(connection: sa.Connection, keys: Sequence[str]) -> set[str]:
+    """Those of ``keys`` whose usage is written."""
+    found: set[str] = set()
+    for start in range(0, len(keys), KEYS_AT_ONCE):
+        some = keys[start : start + KEYS_AT_ONCE]
+        found.update(connection.scalars(sa.select(USAGE.c.job).where(USAGE.c.job.in_(some))))
+    return found
+
+
 def record_usage(job: Job, cpus: int, gpus: int, gpu_kind: str, use: GpuUse | None = None) -> Any:
     """Work for ``Store.write``: what an ended job used. Writing it twice leaves one row."""
     ended = job.ended_at or time.time()
     row = {
-        "job": f"{job.id}.{job.run}" if job.run else job.id,  # a restarted job used twice
+        "job": usage_key(job),
         "day": time.strftime("%Y-%m-%d", time.gmtime(ended)),
         "vo": job.vo,
         "account": job.account,

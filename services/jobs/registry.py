@@ -199,8 +199,11 @@ class Registry:
         """Their insertion failed, perhaps after it was committed: they must not be there after a restart."""
         self._disowned.update(jobs)
 
-    async def write_again(self) -> None:
-        """What could not be written: a job as it is now, or its absence. Raises Unavailable at the first."""
+    async def write_again(self) -> list[Job]:
+        """What could not be written: a job as it is now, or its absence. Raises Unavailable at the first.
+
+        Returns the jobs written.
+        """
         if self._disowned:
             gone = frozenset(self._disowned)
             await self.store.write(journal.delete(*gone))
@@ -209,6 +212,7 @@ class Registry:
         waiting = [self._jobs[name] for name in self._unwritten]
         for some in (waiting[:1], waiting[1:]):  # one to try, the others in few commits
             await asyncio.gather(*map(self.save, some))
+        return waiting
 
     def save_soon(self, job: Job, tasks: Background) -> None:
         """Write it in the background; several changes in a row become one write."""

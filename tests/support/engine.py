@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any, cast
@@ -33,6 +34,7 @@ from services.jobs.model import Description, Job
 from services.jobs.sessions import Sessions
 from tests.unit.jobs.jobs import OWNER
 
+CHANGES = ("INSERT", "UPDATE", "DELETE")
 BALLAST = "BEGIN INSERT INTO ballast VALUES (zeroblob(10000000)); END"
 WAITING = Description(executable="true", inputs=("data",), key="once")
 ALICE = Verdict(
@@ -176,16 +178,26 @@ class Subject:
 
         sa.event.listen(self.store.engine, "begin", small)
         await self._run("CREATE TABLE IF NOT EXISTS ballast (content)")
-        for change in ("INSERT", "UPDATE", "DELETE"):
-            await self._run(f"CREATE TRIGGER full_{change} BEFORE {change} ON jobs {BALLAST}")
+        triggers = {
+            f"{what}_{where}": f"{what} ON {where}" for what in CHANGES for where in ("jobs", "usage")
+        }
+        for name, when in triggers.items():
+            await self._run(f"CREATE TRIGGER {name} BEFORE {when} {BALLAST}")
         try:
             yield
         finally:
-            for change in ("INSERT", "UPDATE", "DELETE"):
-                await self._run(f"DROP TRIGGER full_{change}")
+            for name in triggers:
+                await self._run(f"DROP TRIGGER {name}")
 
     async def _run(self, statement: str) -> None:
-        await self.store.write(lambda connection: connection.exec_driver_sql(statement) and None)
+        """Not through the store: a write that finds no room takes those of its group with it."""
+
+        def work() -> None:
+            with closing(sqlite3.connect(str(self.store.engine.url.database), timeout=20)) as own:
+                own.execute(statement)
+                own.commit()
+
+        await asyncio.to_thread(work)
 
     async def journalled(self, job: Job) -> Job | None:
         """The job as it would be after a restart."""

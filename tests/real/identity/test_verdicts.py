@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 
@@ -118,6 +119,8 @@ async def test_asserted_only_as_configured(tmp_path: Path) -> None:
             verdict = await jobs.asserted("/DC=ch/CN=alice", AccountName("cmsuser"))
             assert (verdict.account, verdict.vo) == ("cmsuser", "cms")
             assert verdict.has(Action.COMPUTE_CREATE)
+            assert verdict.expires_at < time.time() + 3600
+            assert verdict.token_expires_at == math.inf, "there is no token whose end would end a stream"
             with pytest.raises(Unauthenticated):  # no token finds what is remembered of assertions
                 await jobs.verdict("cmsuser\0/DC=ch/CN=alice")
             with pytest.raises(Denied):

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from edged.errors import Conflict, NoSpace, Unavailable
+from services.jobs import journal
 from services.jobs.model import Description, Job, State
-from tests.support.engine import ALICE, Subject
+from tests.support.engine import ALICE, WAITING, Subject
 from tests.support.waiting import until_async
 
 AT_ONCE = Description(executable="true")
@@ -80,6 +82,33 @@ async def test_an_end_that_was_told_is_written_when_there_is_room(tmp_path: Path
             await _told(job, State.KILLED)
             await _kept(subject, job, State.ACCEPTED)
         await _kept(subject, job, State.KILLED)
+
+
+async def test_what_was_used_is_accounted_when_there_is_room(tmp_path: Path) -> None:
+    """And after a restart, where a kill came between a job's end and its usage."""
+    subject = Subject(tmp_path, **PERIODS)
+    async with subject.running() as engine:
+        job = await subject.accept()
+        other = await subject.accept(description=msgspec.structs.replace(WAITING, key="other"))
+        async with subject.full_disk():
+            with pytest.raises(Unavailable):
+                await engine.registry.move(job, State.FAILED)
+        await _kept(subject, job, State.FAILED)
+        await _accounted(subject, job)
+        await engine.registry.move(other, State.FAILED)
+        await _accounted(subject, other)
+        await subject.store.write(lambda c: c.execute(journal.USAGE.delete()) and None)
+    after = Subject(tmp_path, **PERIODS)
+    async with after.running():
+        await _accounted(after, job)
+        await _accounted(after, other)
+
+
+async def _accounted(subject: Subject, job: Job) -> None:
+    async def there() -> bool:
+        return bool(await subject.store.read(lambda c: journal.accounted(c, [job.id])))
+
+    await until_async(there, "its usage", 20)
 
 
 async def test_a_cancel_that_failed_may_be_repeated(tmp_path: Path) -> None:

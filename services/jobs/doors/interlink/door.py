@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -145,9 +146,8 @@ class Door:
         job = self.index.find(caller, check_uid(asked.uid))
         if job is None:
             raise NotFound("no such pod here")
-        return await LogReader(self.engine, job, asked, lambda: self._is_over(job, asked.container)).send(
-            request
-        )
+        over = partial(self._is_over, job, asked.container)
+        return await LogReader(self.engine, job, asked, over, until=caller.token_expires_at).send(request)
 
     def _is_over(self, job: Job, container: str) -> bool:
         if self._tasks is None:

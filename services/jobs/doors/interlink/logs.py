@@ -76,12 +76,18 @@ def stamped(line: bytes, at: float | None) -> bytes:
 class LogReader:
     """Sends one container's log to one request."""
 
-    def __init__(self, engine: Engine, job: Job, asked: LogRequest, over: Callable[[], bool]) -> None:
-        """``over``: whether the container has ended for good, as far as is known."""
+    def __init__(
+        self, engine: Engine, job: Job, asked: LogRequest, over: Callable[[], bool], *, until: float
+    ) -> None:
+        """``over``: whether the container has ended for good, as far as is known.
+
+        A log is followed no longer than ``until``, the end of the caller's token (Unix seconds).
+        """
         self._engine = engine
         self._job = job
         self._options = asked.options
         self._over = over
+        self._until = until
         previous = ".previous" if asked.options.previous else ""
         self._name = f"logs/{check_label(asked.container, 'container')}{previous}"
         self._left = asked.options.bytes or asked.options.limit_bytes or None
@@ -184,9 +190,9 @@ class LogReader:
             await response.write(data)
 
     async def _follow(self, response: web.StreamResponse) -> None:
-        """Go on until the container has ended and everything it wrote was sent."""
+        """Go on until the container has ended and everything it wrote was sent, or the token has ended."""
         while self._left != 0:
-            last = self._job.state.final or self._over()
+            last = self._job.state.final or self._over() or time.time() >= self._until
             if self._file is None:
                 self._file = await self._open(self._name)
             if self._file is not None:

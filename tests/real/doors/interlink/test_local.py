@@ -209,6 +209,18 @@ async def test_secrets_are_for_the_account_only_before_the_pod_runs(local_pods: 
         assert not archive.exists()
 
 
+async def test_a_followed_log_ends_with_the_token(local_pods: Site) -> None:
+    one = pod(container(script="echo begun; sleep 60"), restart_policy="Never")
+    async with vk(local_pods) as node, asyncio.timeout(60):
+        await node.created(one)
+        await node.until_said(one, "begun")
+        async with vk(local_pods, exp=int(time.time()) + 5) as brief:
+            assert await brief.text(one, Follow=True) == "begun\n"
+        (status,) = await node.status(one)
+        assert "running" in status["containers"][0]["state"]
+        await node.delete(one)
+
+
 async def test_logs_as_kubectl_asks_for_them(local_pods: Site) -> None:
     one = pod(
         container(script="echo one; echo two; sleep 2.5; echo three; printf four"), restart_policy="Never"
