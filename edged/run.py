@@ -34,7 +34,9 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
     logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
-    services.known(only)  # imported before root is given up: the interpreter may be readable by root only
+    services.known(
+        config, only
+    )  # imported before root is given up: the interpreter may be readable by root only
     beside = start_privileged(config, config_file) if not only else Privileged()
     status = 0
     try:
@@ -108,7 +110,7 @@ def _parts(
     config: Config, config_file: Path, only: tuple[str, ...], inherited: Inherited, worker: int | None
 ) -> tuple[list[Service], list[workers.WorkerGroup]]:
     """The services that run here, and the groups of processes that run beside."""
-    names = only or tuple(services.known())
+    names = only or tuple(services.known(config))
     if worker is not None:
         context = services.Context(inherited=inherited, alone=True, worker=worker)
         return services.build(config, context, only), []

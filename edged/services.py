@@ -40,21 +40,28 @@ class Context:
 Build = Callable[[Config, Context], list[Service]]
 
 
-def known(only: tuple[str, ...] = ()) -> dict[str, Build]:
-    """Service name → its build function, in start order. ``only`` these are imported, when any are named.
+def known(config: Config, only: tuple[str, ...] = ()) -> dict[str, Build]:
+    """Service name → its build function, in start order: of those named, else of those configured.
 
+    What is left out is not even imported: its memory and its time to start are for those who use it.
     Raises ConfigError for an unknown name.
     """
     found = {point.name: point for point in entry_points(group="edged.services")}
     names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     if unknown := [name for name in only if name not in found]:
         raise ConfigError([f"{name}: no such service; there are {', '.join(names)}" for name in unknown])
-    return {name: found[name].load() for name in names if not only or name in only}
+    wanted = only or tuple(name for name in names if _has_section(config, name))
+    return {name: found[name].load() for name in names if name in wanted}
+
+
+def _has_section(config: Config, name: str) -> bool:
+    """False when there could be a section of this name and there is none."""
+    return getattr(config, name, config) is not None
 
 
 def build(config: Config, context: Context, only: tuple[str, ...] = ()) -> list[Service]:
     """The services of this process. Raises ConfigError for an unknown name in ``only``."""
-    return [service for make in known(only).values() for service in make(config, context)]
+    return [service for make in known(config, only).values() for service in make(config, context)]
 
 
 def stores(config: Config) -> list[Store]:

@@ -7,7 +7,6 @@ normalised). ``SESSIONS`` is the pseudo-export of job session directories; its p
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +65,8 @@ class OpenFile:
 
     async def read(self, count: int, offset: int) -> bytes:
         """At most ``count`` bytes from ``offset``; empty at the end."""
+        import asyncio  # here, because workers take their verbs from this module and have no event loop
+
         return await asyncio.to_thread(os.pread, self.fd, count, offset)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ after the parent has given up root.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import pwd
 import select
@@ -202,6 +203,7 @@ def keep(settings: Settings, lifeline: int, ready: int | None) -> None:
     name_process("edged-keeper")
     _lock(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()  # a collection in a child would copy all our pages
     pause = 0.0
     while True:
         started = time.monotonic()
@@ -229,6 +231,7 @@ def serve(
     from edged.accounts import packets
 
     ours, theirs = packets.pair()
+    gc.freeze()  # as a unit nobody did so before
     if os.fork() == 0:
         _close_all_but(theirs.fileno())
         from edged.accounts import zygote  # only here: the broker has none of the workers' code

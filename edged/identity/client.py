@@ -19,6 +19,7 @@ from edged.identity import feed, packets, wire
 from edged.identity.grants import Ban
 from edged.identity.packets import Packets
 from edged.identity.remembered import Remembered
+from edged.identity.subscription import subscribed
 from edged.identity.words import AccountName, Action, JobFacts, JobId, Principal, ServiceName, Verdict
 from edged.logs import get_logger
 from edged.sshca import Certificate, SlurmToken
@@ -320,7 +321,7 @@ class IdentityClient:
     async def _listen(self) -> None:
         while True:
             try:
-                async with feed.subscribed(self._feed) as batches:
+                async with subscribed(self._feed) as batches:
                     FEED_AGE.labels(self._service).set(1)
                     async for messages in batches:
                         for message in messages:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,34 @@ def test_no_smells() -> None:
                 assert not (isinstance(node.value, ast.Constant) and node.value.value is True), file
             if isinstance(node, ast.Attribute) and node.attr in ("FileResponse", "CERT_NONE"):
                 raise AssertionError(f"{file}:{node.lineno} {node.attr}")
+
+
+NETWORK = {"aiohttp", "asyncio", "asyncssh", "jwt", "pydantic", "prometheus_client", "sqlalchemy", "uvloop"}
+
+
+def loaded(program: str) -> set[str]:
+    """The modules of a fresh interpreter that ran ``program``."""
+    told = f"import sys\n{program}\nprint(*sys.modules)"
+    return set(subprocess.check_output([sys.executable, "-P", "-c", told], text=True).split())
+
+
+def test_what_has_privilege_is_made_of_little() -> None:
+    found = loaded("import edged.accounts.__main__, edged.accounts.accountd")
+    assert "edged.accounts.admission" in found
+    assert not found & NETWORK
+
+
+def test_workers_are_made_of_verbs_and_no_client_of_the_network() -> None:
+    found = loaded("from edged.accounts import batch, zygote\nbatch.load_verbs()")
+    assert {"services.jobs.batch.slurm.listings", "services.jobs.batch.ssh.driver"} <= found
+    assert not found & NETWORK
+
+
+def test_what_is_not_configured_is_not_loaded() -> None:
+    found = loaded(
+        "from edged import config, run, services\n"
+        "services.known(config.parse({'site': {'name': 'X'}, 'jobs': {}, 'accounts': {'mode': 'self'}}))"
+    )
+    assert {"services.jobs.service", "services.identity.service"} <= found
+    assert not found & {f"services.{name}.service" for name in ("storage", "cache", "egress", "portal")}
+    assert "sqlalchemy.dialects.postgresql" not in found

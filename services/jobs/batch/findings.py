@@ -23,8 +23,8 @@ from services.jobs.batch.protocol import ENTRY_POINTS, Reached, Reaching, Surrou
 from services.jobs.batch.slurmrest.rest import Rest
 from services.jobs.batch.slurmrest.wire import Wire
 from services.jobs.batch.ssh import hostkeys
-from services.jobs.batch.ssh.driver import Reach
 from services.jobs.batch.ssh.logins import Logins
+from services.jobs.batch.ssh.reach import Reach
 
 TRY_S = 15.0
 SKEW_S = 30.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ import yaml
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from edged import metrics, services
+from edged import metrics
 from tests.real.cache.forge import Forge
 from tests.real.jobs.fixtures import local_jobs
 from tests.support.origin import Origin
@@ -68,9 +69,12 @@ def queries() -> list[Query]:
 
 def declared() -> dict[str, set[str]]:
     """Metric → labels, of what the services make when they are imported; a server's or cluster's come later."""
-    services.known()
-    for driver in entry_points(group="edged.batch"):
-        driver.load()
+    for point in [*entry_points(group="edged.services"), *entry_points(group="edged.batch")]:
+        point.load()
+    importlib.import_module(
+        "services.jobs.batch.ssh.reach"
+    )  # what drivers of clusters elsewhere import when used
+    importlib.import_module("services.jobs.batch.slurmrest.reach")
     kinds = {Counter: ("_total",), Gauge: ("",), Histogram: ("_bucket", "_sum", "_count")}
     found: dict[str, set[str]] = {}
     for collector in list(metrics.REGISTRY._collector_to_names):

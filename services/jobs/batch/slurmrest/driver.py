@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from edged.accounts.api import BatchVerb
-from edged.config.batch import SlurmRestCluster
-from edged.errors import ConfigError
+from typing import TYPE_CHECKING
+
 from services.jobs.batch.protocol import Reached, Surroundings
-from services.jobs.batch.slurmrest.rest import Rest
-from services.jobs.batch.slurmrest.system import SlurmRest
+
+if TYPE_CHECKING:
+    from edged.accounts.api import BatchVerb
 
 
 class SlurmRestDriver:
@@ -17,13 +17,11 @@ class SlurmRestDriver:
     verbs: tuple[type[BatchVerb], ...] = ()
 
     def reach(self, site: Surroundings) -> Reached:
-        """The cluster that ``site`` describes. ``sessions_by``: another cluster's way to the files."""
-        cluster = site.cluster
-        if not isinstance(cluster, SlurmRestCluster):
-            raise ConfigError([f"jobs.cluster {cluster.name}: not of kind slurmrest"])
-        rest = Rest(cluster, site.credentials, site.config.client_deadline_s)
-        lender = site.reached.get(cluster.sessions_by) if cluster.sessions_by else None
-        return Reached(SlurmRest(cluster, rest), lender.sessions if lender else None, rest)
+        """The cluster that ``site`` describes."""
+        # not above: accountd's workers load every driver for its verbs, and shall not be made of an HTTP client
+        from services.jobs.batch.slurmrest.reach import reach
+
+        return reach(site)
 
 
 DRIVER = SlurmRestDriver()
