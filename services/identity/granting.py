@@ -162,7 +162,8 @@ class Granting:
         """The grant that another one is asked for with: its own service's, of a principal who is not banned."""
         if service != only:
             raise Denied(f"only the {only} service may ask for this")
-        grant = grants.in_time(self._open(wire_form), self._clock())
+        opened = self._open(wire_form) if kind == "access" else grants.opened(wire_form, self._public)
+        grant = grants.in_time(opened, self._clock())
         if grant.kind != kind or grant.service != service or grant.principal is None:
             raise Denied(f"not a grant of kind {kind} of the {only} service")
         refuse_banned(grant.principal, self._ledger.ban_on)

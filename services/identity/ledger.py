@@ -10,7 +10,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +26,7 @@ from edged.state import Store
 from edged.state.migrate import Migration
 
 ENDED_S = 3600.0  # how long an ended job is told to those who subscribe late
+FORGET_S = 60.0  # how often it is looked for what may be forgotten
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 MAX_NODES = 4096
 
@@ -68,7 +69,6 @@ class _Job:
     secret: bytes
     facts: JobFacts
     ends_at: float
-    ended_at: float | None = None
 
 
 class Ledger:
@@ -80,14 +80,15 @@ class Ledger:
         self._store = state
         self._clock = clock
         self._bans: dict[str, Ban] = {}
-        self._jobs: dict[JobId, _Job] = {}
+        self._jobs: dict[JobId, _Job] = {}  # those that have not ended
+        self._ended: dict[JobId, float] = {}  # and when the others did: an hour's jobs may be many
+        self._forgot_at = 0.0
 
     @asynccontextmanager
     async def running(self, tasks: asyncio.TaskGroup) -> AsyncIterator[None]:
         async with self._store.running(tasks):
-            bans, jobs = await self._store.read(_load)
+            bans, self._jobs, self._ended = await self._store.read(_load)
             self._bans = {ban.id: ban for ban in bans}
-            self._jobs = jobs
             await self._forget()
             yield
 
@@ -132,18 +133,28 @@ class Ledger:
         """A new secret for a job; only its hash is kept. An earlier one of the same job dies."""
         token = secrets.token_urlsafe(24)
         job = _Job(_hash(token), facts, ends_at)
-        await self._write_job(facts.job, job)
+        await self._write_job(facts.job, job, {"ended_at": None})
+        self._jobs[facts.job] = job
+        self._ended.pop(facts.job, None)
         return token
 
     async def report(self, name: JobId, nodes: tuple[str, ...], *, ended: bool) -> bool:
         """Where a job runs, or that it ended; True when that is news."""
         job = self._jobs.get(name)
-        if job is None or job.ended_at is not None or len(nodes) > MAX_NODES:
+        if job is None or len(nodes) > MAX_NODES:
             return False
         if not ended and nodes == job.facts.nodes:
             return False
         facts = msgspec.structs.replace(job.facts, nodes=nodes or job.facts.nodes)
-        await self._write_job(name, _Job(job.secret, facts, job.ends_at, self._clock() if ended else None))
+        known = _Job(job.secret, facts, job.ends_at)
+        now = self._clock()
+        # where it runs may be written after its end was: that must not undo it
+        await self._write_job(name, known, {"ended_at": now} if ended else {})
+        if ended:
+            self._jobs.pop(name, None)
+            self._ended[name] = now
+        elif name in self._jobs:
+            self._jobs[name] = known
         await self._forget()
         return True
 
@@ -151,20 +162,20 @@ class Ledger:
         """Whom a job token speaks for. Raises Unauthenticated, never saying which part was wrong."""
         job = self._jobs.get(name)
         right = hmac.compare_digest(_hash(token), job.secret if job is not None else bytes(32))
-        if job is None or not right or job.ended_at is not None or job.ends_at <= self._clock():
+        if job is None or not right or job.ends_at <= self._clock():
             raise Unauthenticated("not the token of a running job")
         return job.facts
 
     def ended(self) -> tuple[JobId, ...]:
         """Jobs that ended within the last hour."""
-        return tuple(name for name, job in self._jobs.items() if job.ended_at is not None)
+        return tuple(self._ended)
 
-    async def _write_job(self, name: JobId, job: _Job) -> None:
+    async def _write_job(self, name: JobId, job: _Job, end: Mapping[str, float | None]) -> None:
         row = {
             "secret": job.secret,
             "facts": msgspec.msgpack.encode(job.facts),
             "ends_at": job.ends_at,
-            "ended_at": job.ended_at,
+            **end,
         }
 
         def write(connection: sa.Connection) -> None:
@@ -173,16 +184,15 @@ class Ledger:
                 connection.execute(JOBS.insert().values(job=name, **row))
 
         await self._store.write(write)
-        self._jobs[name] = job
 
     async def _forget(self) -> None:
-        """Drop jobs that ended long ago or outlived their grant, and bans that ran out."""
+        """Drop jobs that ended long ago or outlived their grant, and bans that ran out. At most once a minute."""
         now = self._clock()
-        jobs = [
-            name
-            for name, job in self._jobs.items()
-            if job.ends_at <= now or (job.ended_at is not None and job.ended_at + ENDED_S <= now)
-        ]
+        if now < self._forgot_at + FORGET_S:
+            return
+        self._forgot_at = now
+        jobs = [name for name, job in self._jobs.items() if job.ends_at <= now]
+        jobs += [name for name, ended_at in self._ended.items() if ended_at + ENDED_S <= now]
         bans = [ban.id for ban in self._bans.values() if ban.expires_at is not None and ban.expires_at <= now]
         if not jobs and not bans:
             return
@@ -196,6 +206,7 @@ class Ledger:
         await self._store.write(delete)
         for job in jobs:
             self._jobs.pop(job, None)
+            self._ended.pop(job, None)
         for ban in bans:
             self._bans.pop(ban, None)
 
@@ -223,12 +234,14 @@ def _hash(token: str) -> bytes:
     return sha256(token.encode("utf-8", "replace")).digest()
 
 
-def _load(connection: sa.Connection) -> tuple[list[Ban], dict[JobId, _Job]]:
+def _load(connection: sa.Connection) -> tuple[list[Ban], dict[JobId, _Job], dict[JobId, float]]:
     bans = [msgspec.msgpack.decode(row.ban, type=Ban) for row in connection.execute(sa.select(BANS))]
-    jobs = {
-        JobId(row.job): _Job(
-            row.secret, msgspec.msgpack.decode(row.facts, type=JobFacts), row.ends_at, row.ended_at
-        )
-        for row in connection.execute(sa.select(JOBS))
-    }
-    return bans, jobs
+    jobs: dict[JobId, _Job] = {}
+    ended: dict[JobId, float] = {}
+    for row in connection.execute(sa.select(JOBS)):
+        if row.ended_at is not None:
+            ended[JobId(row.job)] = row.ended_at
+        else:
+            facts = msgspec.msgpack.decode(row.facts, type=JobFacts)
+            jobs[JobId(row.job)] = _Job(row.secret, facts, row.ends_at)
+    return bans, jobs, ended

@@ -57,13 +57,19 @@ async def main(count: int) -> None:
             before = tree_seconds(pid)
             await asyncio.sleep(MEASURED_S)
             share = (tree_seconds(pid) - before) / MEASURED_S
-            memory = [pss_bytes(one) / 1e6 for one in tree(pid)]
+            memory = {f"{name_of(one)} {one}": pss_bytes(one) / 1e6 for one in tree(pid)}
             print(
-                f"following {count}: {share:.1%} of a core (bar 3 %), {sum(memory):.0f} MB PSS in all (bar 200 MB): "
-                + ", ".join(f"{one:.0f}" for one in memory)
+                f"following {count}: {share:.1%} of a core (bar 3 %), "
+                f"{sum(memory.values()):.0f} MB PSS in all (bar 200 MB): "
+                + ", ".join(f"{name} {mb:.0f}" for name, mb in memory.items())
             )
             late = [await lateness(api) for _ in range(5)]
             print(f"end seen after {sorted(late)[2]:.1f} s median, {max(late):.1f} s at most (bar 5 s)")
+
+
+def name_of(pid: int) -> str:
+    """As ps shows it."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 async def lateness(api: Any) -> float:
