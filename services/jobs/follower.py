@@ -153,7 +153,9 @@ class Follower:
             changes = sweep.since(self._before.get(key))
             present.difference_update(map(_job_id, changes.gone))
             for found in changes.changed:
-                present.add(_job_id(found.ref.name))
+                name = _job_id(found.ref.name)
+                known = self._registry.get(name)
+                present.add(known.id if known is not None else name)  # one text for each job, not two
                 self._saw(found)
             self._before[key] = sweep
             self._catch_up()

@@ -99,6 +99,7 @@ def store(config: Config) -> Store | None:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Job).decode
+_COMMON = ("owner", "account", "vo", "queue", "batch", "resources", "raw_state", "reason", "stdout", "stderr")
 _decode_description = msgspec.msgpack.Decoder(Description).decode
 _INSERT = JOBS.insert()
 _UPDATE = (
@@ -150,7 +151,16 @@ def delete(*jobs: JobId) -> Any:
 def load(connection: sa.Connection) -> list[tuple[Job, bytes]]:
     """All jobs with their grants, oldest first."""
     rows = connection.execute(sa.select(JOBS.c.record, JOBS.c.grant).order_by(JOBS.c.id))
-    return [(_decode(record), grant) for record, grant in rows]
+    shared: dict[Any, Any] = {}
+    return [(_with_shared(_decode(record), shared), grant) for record, grant in rows]
+
+
+def _with_shared(job: Job, shared: dict[Any, Any]) -> Job:
+    """What many jobs have in common exists once, as it does while they are accepted: half of a job's memory."""
+    for name in _COMMON:
+        value = getattr(job, name)
+        setattr(job, name, shared.setdefault(value, value))
+    return job
 
 
 def description(connection: sa.Connection, job: JobId) -> Description | None:

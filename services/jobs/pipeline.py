@@ -284,6 +284,7 @@ class Pipeline:
         """An attempt whose outcome nobody knows: look until it is found or surely absent."""
         found = [one for one in await self._look(job) if not any(one.ref.same(past) for past in job.past)]
         if found:
+            self._absent_since.pop(job.id, None)  # a run after this one must be missed for as long itself
             job.ref = _the_one(found).ref
             SUBMISSIONS.labels("found").inc()
             await self._queued(job)

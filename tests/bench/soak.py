@@ -3,10 +3,11 @@
     python -m tests.bench.soak [--minutes 60] [--clients 2] [--only job,upload,fetch,tunnel]
 
 Clients submit jobs and remove them, upload, read back and delete files, fetch through the cache and open tunnels.
-Every answer is checked. Each process's memory (PSS) is read every 5 s; growth is the slope after the first third,
-by least squares. Bar: less than 5 % an hour is flat; a shorter run tells how far its slope would lead. Two things
-fill up first: the local batch system's sweep shows ended jobs for five minutes, and a front keeps the handles of the
-last 2,048 grants, one a job. So a run of less than 20 minutes climbs; --only shows with what.
+Every answer is checked. Each process's own memory (what is not a file's) is read every 5 s; its growth is the slope
+by least squares, of each third of the run. Two things fill up first: the local batch system's sweep shows ended jobs
+for five minutes, and a front keeps the handles of the last 2,048 grants, one a job. So the verdict is on the last
+third, less than 5 % an hour is flat, and there is none before that third begins with both of them full; --only shows
+what memory follows. Beside it the memory that a cleaned job left behind, as if all growth came from jobs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import math
 import os
 import statistics
 import sys
@@ -27,13 +29,14 @@ from pathlib import Path
 import aiohttp
 
 from tests.real.jobs.fixtures import local_jobs
-from tests.support.cpu import pss_bytes, tree, tree_seconds
+from tests.support.cpu import tree, tree_seconds
 from tests.support.origin import Origin
 from tests.support.site import Site, ended
 
 PERIOD_S = 5.0
-WARM = 1 / 3  # of the run: caches fill, workers start
 BAR = 0.05  # an hour
+SWEPT_S = 300.0
+HANDLES = 2048
 MIB = 1 << 20
 OBJECTS = 500
 
@@ -131,11 +134,21 @@ def site_in(root: Path, origin: Origin) -> Site:
     )
 
 
-class Memory:
-    """PSS of the edge's processes over time; those of jobs come and go and are left out."""
+def own_bytes(pid: int) -> int:
+    """Anonymous memory: unlike PSS it does not depend on who else maps the same libraries."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
-    def __init__(self, pid: int) -> None:
+
+class Memory:
+    """The edge's processes over time; those of jobs come and go and are left out."""
+
+    def __init__(self, pid: int, done: Counter[str]) -> None:
         self._pid = pid
+        self._done = done
+        self._full_at: float | None = None  # when a job's handle first made room for another's
         self.samples: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         self.names: dict[int, str] = {}
 
@@ -143,9 +156,12 @@ class Memory:
         """Read until stopped."""
         began = time.monotonic()
         while not stop.is_set():
+            passed = time.monotonic() - began
+            if self._full_at is None and self._done["job"] > HANDLES:
+                self._full_at = passed
             for pid in tree(self._pid):
                 try:
-                    self.samples[pid].append((time.monotonic() - began, pss_bytes(pid) / MIB))
+                    self.samples[pid].append((passed, own_bytes(pid) / MIB))
                     self.names[pid] = Path(f"/proc/{pid}/comm").read_text().strip()
                 except OSError:
                     continue
@@ -154,29 +170,43 @@ class Memory:
             except TimeoutError:
                 continue
 
-    def tell(self, seconds: float) -> bool:
-        """Print each process; whether all together stay flat."""
+    def tell(self, seconds: float) -> str:
+        """Print each process; the verdict on the last third."""
         count = max(len(found) for found in self.samples.values())
         stayed = {pid: found for pid, found in self.samples.items() if len(found) > count * 0.9}
-        total_end, total_slope = 0.0, 0.0
+        slopes = [0.0, 0.0, 0.0]
         for pid, found in stayed.items():
-            late = [sample for sample in found if sample[0] >= seconds * WARM]
-            slope = statistics.linear_regression(*zip(*late, strict=True)).slope * 60
-            total_end, total_slope = total_end + late[-1][1], total_slope + slope
-            told = f"{found[0][1]:6.1f} → {late[0][1]:6.1f} → {late[-1][1]:6.1f} MiB"
-            print(f"{self.names[pid]:18} {told}   {slope:+.3f} MiB/min")
-        growth = total_slope * 60 / total_end
-        print(f"together           {total_end:.1f} MiB, {total_slope:+.3f} MiB/min: {growth:+.1%} an hour")
-        return growth < BAR
+            own = [_slope(found, seconds * third / 3, seconds * (third + 1) / 3) for third in range(3)]
+            slopes = [total + slope for total, slope in zip(slopes, own, strict=True)]
+            told = ", ".join(f"{slope:+.3f}" for slope in own)
+            print(
+                f"{self.names[pid]:18} {found[0][1]:6.1f} → {found[-1][1]:6.1f} MiB; MiB/min by thirds {told}"
+            )
+        total = sum(found[-1][1] for found in stayed.values())
+        growth = slopes[2] * 60 / total
+        per_job = slopes[2] * MIB * seconds / 60 / max(1, self._done["job"])
+        print(f"together {total:.1f} MiB; last third {slopes[2]:+.3f} MiB/min: {growth:+.1%} an hour")
+        print(f"if all of it came from jobs: {per_job:+.0f} B a job")
+        filled = max(SWEPT_S, (self._full_at or math.inf) if self._done["job"] else 0.0)
+        if filled > seconds * 2 / 3:
+            return f"too short to say: the last third began before what fills up was full ({self._done['job']} jobs)"
+        return "flat" if growth < BAR else f"not flat (bar {BAR:.0%} an hour)"
+
+
+def _slope(samples: list[tuple[float, float]], begin: float, end: float) -> float:
+    """MiB a minute, by least squares."""
+    found = [sample for sample in samples if begin <= sample[0] < end]
+    return statistics.linear_regression(*zip(*found, strict=True)).slope * 60 if len(found) > 1 else 0.0
 
 
 async def soak(minutes: float, clients: int, only: tuple[str, ...]) -> bool:
-    """Run it. True: every answer was right and memory is flat."""
+    """Run it. True: every answer was right and memory was seen to be flat."""
     with tempfile.TemporaryDirectory(prefix="edged-soak-") as name, Origin.running("127.0.0.1") as origin:
         site = site_in(Path(name), origin)
         async with site.running():
             assert site.process is not None
-            load, memory, stop = Load(site, origin, only), Memory(site.process.pid), asyncio.Event()
+            load, stop = Load(site, origin, only), asyncio.Event()
+            memory = Memory(site.process.pid, load.done)
             before = tree_seconds(site.process.pid)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(memory.watch(stop))
@@ -189,9 +219,9 @@ async def soak(minutes: float, clients: int, only: tuple[str, ...]) -> bool:
         print(", ".join(f"{count} {what}" for what, count in sorted(load.done.items())))
         for what, count in load.wrong.most_common():
             print(f"WRONG {count} {what}")
-        flat = memory.tell(minutes * 60)
-    print("flat" if flat else f"not flat by this run's slope (bar {BAR:.0%} an hour)")
-    return flat and not load.wrong
+        verdict = memory.tell(minutes * 60)
+    print(verdict)
+    return verdict == "flat" and not load.wrong
 
 
 def main() -> int:
