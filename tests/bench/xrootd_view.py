@@ -1,4 +1,4 @@
-"""The root:// view beside a hand-written plain xrootd, in one run: 1 GiB both ways, small files, stats, starts, kills.
+"""The root:// view beside a hand-written plain xrootd, in one run: 1 GiB both ways, small files, stats; starts, kills.
 
     python -m tests.bench.xrootd_view [--gib 1] [--files 2000] [--stats 2000]
 
@@ -9,6 +9,7 @@ edged's gate. Prints seconds, CPU seconds of the servers, and the ratio ours / p
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.storage.xrootd import render
 from tests.support.cpu import tree_seconds
@@ -25,6 +27,7 @@ from tests.support.waiting import until
 from tests.support.xrootd import HOST, XrootdSite, free_ports
 
 ROUNDS = 3
+CREATES = 50
 KILLS = (  # instance, program, bar in seconds
     ("cms-cmsprd", "xrootd", 2),
     ("cms-cmsprd", "cmsd", 12),
@@ -144,6 +147,23 @@ def data_path(
     compare("stat storm", "stat", stats, sides, storm)
 
 
+def creates(site: XrootdSite) -> None:
+    """New names through the redirector by clients that are logged in: directories, and files that are open."""
+    os.environ.update({**site.client_environment, "BEARER_TOKEN": site.token()})  # read at the first login
+    client: Any = importlib.import_module("XRootD.client")  # untyped
+    flags: Any = importlib.import_module("XRootD.client.flags")
+    there, taken = client.FileSystem(site.url), []
+    for number in range(CREATES):
+        began = time.monotonic()
+        made, _ = there.mkdir(f"/cms/made-{number}")
+        half = time.monotonic()
+        opened, _ = client.File().open(f"{site.url}//cms/file-{number}", flags.OpenFlags.NEW)
+        taken += [half - began, time.monotonic() - half]
+        assert made.ok and opened.ok, (made, opened)
+    median, worst = sorted(taken)[CREATES] * 1000, max(taken) * 1000
+    print(f"creates          median {median:.1f} ms, worst {worst:.0f} ms of {len(taken)} (bar 200)")
+
+
 def life(directory: Path) -> None:
     """Start of the whole view (two VOs behind a redirector), and how long each kill is felt."""
     site = XrootdSite(directory)
@@ -163,6 +183,7 @@ def life(directory: Path) -> None:
             f"start            {now - began:.1f} s in all, {now - servers:.1f} s from the servers' start (bar 15)"
         )
         until(site.ready, "ready", 60)
+        creates(site)
         for instance, program, bar in KILLS:
             pid = site.server(instance, program)
             os.kill(pid, signal.SIGKILL)

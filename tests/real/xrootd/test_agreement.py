@@ -150,11 +150,16 @@ def test_no_link_leads_out(site: XrootdSite, files: Path) -> None:
     (root / "out").symlink_to("/etc")
     (root / "dangling").symlink_to(root.parent / "made-outside")
     (root / "inside").symlink_to("data")
+    (root / "nowhere").symlink_to(root.parent / "made-outside")
     token = site.token()
     for path in ("/cms/out/passwd", "/cms/out", "/cms/dangling"):
         assert not site.get(token, path, "/dev/null")
         assert site.curl(token, path).text in ("403", "404")
-    assert not site.put(token, files, "/cms/dangling", "-f")
+    for made in ("/cms/dangling", "/cms/nowhere/below/file", "/cms/out/edged-made"):
+        assert not site.put(token, files, made, "-f"), made
+    assert not site.fs(token, "mkdir", "-p", "/cms/nowhere/below")
+    for made in ("/cms/new/below/file", "/cms/inside/new"):
+        assert site.put(token, files, made, "-f"), made
     assert not (root.parent / "made-outside").exists()
     assert site.get(token, "/cms/inside/file", "/dev/null")
 

@@ -101,13 +101,17 @@ def test_the_data_server_itself_decides_too(site: XrootdSite, source: Path) -> N
 
 
 def test_creating_costs_no_wait(site: XrootdSite, source: Path) -> None:
-    """Without the distributed look-up each new name costs 5 s."""
-    token = site.token()
-    began = time.monotonic()
-    for number in range(5):
-        assert site.put(token, source, f"/cms/new-{time.time_ns()}-{number}")
-        assert site.fs(token, "mkdir", f"/cms/newdir-{time.time_ns()}-{number}")
-    assert (time.monotonic() - began) / 10 < 1.0  # a process, two logins and the create
+    """Without the distributed look-up each new name costs 5 s: the redirector tells the client to wait.
+
+    How long it does take: tests/bench/xrootd_view.py.
+    """
+    name, loud = time.time_ns(), {"XRD_LOGLEVEL": "Dump"}
+    made = (
+        site.put(site.token(), source, f"/cms/new-{name}", **loud),
+        site.fs(site.token(), "mkdir", f"/cms/newdir-{name}", **loud),
+    )
+    for one in made:
+        assert one and "kXR_redirect" in one.text and "kXR_wait" not in one.text, one.text
 
 
 def test_checksums_are_shared(site: XrootdSite, source: Path) -> None:

@@ -189,16 +189,34 @@ print(urllib.request.urlopen(request, context=context, timeout=20).read().decode
 
 
 @pytest.mark.parametrize(
-    ("name", "program"), [(CMS, "xrootd"), (CMS, "cmsd"), (MANAGER, "xrootd"), (MANAGER, "cmsd")]
+    ("name", "program", "other"),
+    [
+        (CMS, "xrootd", "cmsd"),
+        (CMS, "cmsd", "xrootd"),
+        (MANAGER, "xrootd", "cmsd"),
+        (MANAGER, "cmsd", "xrootd"),
+    ],
 )
-def test_a_killed_server_comes_back(units: Units, name: str, program: str) -> None:
-    unit = f"edged-{program}@{name}.service"
-    before = units.pid(unit)
+def test_a_killed_server_comes_back_alone(units: Units, name: str, program: str, other: str) -> None:
+    """Its pair goes on: restarting that too takes longer, and a server's transfers would end with its cmsd."""
+    unit, pair = (f"edged-{one}@{name}.service" for one in (program, other))
+    before, beside = units.pid(unit), units.pid(pair)
     units.machine.run("kill", "-KILL", str(before))
     began = time.monotonic()
-    until(lambda: units.pid(unit) not in (0, before), "started again", 30)
-    until(units.answers, "answers", 60)
+    until(lambda: units.pid(unit) not in (0, before), "started again", 30, 0.01)
+    until(units.answers, "answers", 60, 0.01)
     print(f"{unit}: answers again after {time.monotonic() - began:.1f} s")
+    assert units.pid(pair) == beside
+
+
+def test_a_pair_is_stopped_by_its_name(units: Units) -> None:
+    """As systemd/README.md says."""
+    pair = [f"edged-{program}@{ATLAS}.service" for program in ("xrootd", "cmsd")]
+    units.machine.run("systemctl", "stop", f"edged-*@{ATLAS}.service")
+    assert [units.machine.property(unit, "ActiveState") for unit in pair] == ["inactive", "inactive"]
+    assert units.answers()
+    units.machine.run("systemctl", "start", pair[0])
+    until(lambda: all(map(units.pid, pair)), "both run again", 30)
 
 
 def test_the_doctor_looks_at_every_server(units: Units) -> None:
