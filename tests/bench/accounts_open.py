@@ -1,9 +1,10 @@
 """Opening files as an account: a worker's descriptor beside ``run_in_executor(os.open)``, in one run.
 
-    python -m tests.bench.accounts_open [--count 5000] [--at-once 1 16]
+    python -m tests.bench.accounts_open [--count 5000] [--at-once 1 16] [--undisturbed]
 
-Prints wall time and CPU per open (all processes and threads counted) and their ratio to the peer.
-As root the worker is another account; otherwise self mode.
+Prints wall time and CPU per open (all processes and threads counted) and their ratio to the peer, and the floor:
+one byte to a forked process and back over the same kind of socket. As root the worker is another account; otherwise
+self mode.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from pathlib import Path
 
 import uvloop
 
+from edged.accounts import packets
 from edged.accounts.api import Place
 from edged.config import parse
 from tests.support.accounts import AccountStack, is_root, own_account
+from tests.support.cpu import undisturbed
 from tests.support.local_accounts import CMSPRD, ensure
 
 Open = Callable[[int], Awaitable[int]]
@@ -101,6 +104,26 @@ async def bench(count: int, levels: list[int], rounds: int, scratch: Path) -> No
             _print(at_once, *(sorted(f, key=lambda x: x.wall)[len(f) // 2] for f in ours))
 
 
+def there_and_back(count: int) -> float:
+    """Microseconds of two wake-ups with nothing done between them: no open by another process can take less."""
+    ours, theirs = packets.pair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        while data := theirs.recv(1):
+            theirs.send(data)
+        os._exit(0)
+    theirs.close()
+    with ours:
+        began = time.perf_counter()
+        for _ in range(count):
+            ours.send(b"x")
+            ours.recv(1)
+        took = time.perf_counter() - began
+    os.waitpid(child, 0)
+    return took / count * 1e6
+
+
 def _print(at_once: int, ours: Figure, peer: Figure) -> None:
     print(
         f"{at_once:3} at once: worker {ours.wall:6.1f} us wall {ours.cpu:6.1f} us CPU   "
@@ -127,7 +150,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--undisturbed", action="store_true", help="before all other work on the machine")
     asked = parser.parse_args()
+    if asked.undisturbed:
+        undisturbed()
+    print(f"there and back between two processes: {there_and_back(asked.count):.1f} us wall")
     scratch = Path(tempfile.mkdtemp(prefix="edged-bench-"))
     scratch.chmod(0o755)
     try:

@@ -1,4 +1,4 @@
-"""From `edged run` with every service to ready: `python -m tests.bench.operate_start [--rounds 5]`.
+"""From `edged run` with every service to ready: `python -m tests.bench.operate_start [--rounds 5] [--undisturbed]`.
 
 Ready is READY=1 to the service manager: every listener is open. CPU is of all processes until then, accountd
 and its zygote included. Bar: 2 s. Beside it in the same run, the floor: an interpreter that only imports the
@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.bench.operate_check import timed
 from tests.real.jobs.fixtures import local_jobs
-from tests.support.cpu import pss_bytes, tree, tree_seconds
+from tests.support.cpu import pss_bytes, tree, tree_seconds, undisturbed
 from tests.support.site import Site
 from tests.support.toml import dumps
 
@@ -93,7 +93,10 @@ def main() -> None:
     """Print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--undisturbed", action="store_true", help="before all other work on the machine")
+    given = parser.parse_args()
+    if given.undisturbed:
+        undisturbed()
     with (
         tempfile.TemporaryDirectory(prefix="edged-bench-") as name,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told,
@@ -105,7 +108,7 @@ def main() -> None:
         site.sections.update(every_service(root))
         site.file.write_text(dumps(site.settings()))
         ours, bare = [], []
-        for _ in range(rounds):  # in turns: the machine's other load meets both
+        for _ in range(given.rounds):  # in turns: the machine's other load meets both
             ours.append(started(site, told))
             bare.append(timed([sys.executable, "-c", f"import {LIBRARIES}"]))
         wall, cpu = statistics.median(one[0] for one in ours), statistics.median(one[1] for one in ours)

@@ -1,6 +1,6 @@
 """Token verdicts: CPU of a first sight (front, signer and fetcher counted) and of a remembered one.
 
-    python -m tests.bench.verdicts [--tokens N]
+    python -m tests.bench.verdicts [--tokens N] [--undisturbed]
 
 The signer and the fetcher run in a process of their own, as under systemd; the front is this one.
 Beside us in the same run: PyJWT's own ``jwt.decode`` with the key in hand, which is what a service does that
@@ -34,6 +34,7 @@ from edged.identity.testissuer import AUDIENCE, Algorithm, ThrowAwayIssuer
 from edged.identity.words import ServiceName
 from edged.services import Context
 from services.identity.service import issuers, signer
+from tests.support.cpu import undisturbed
 
 GROUPS = ("/cms", "/cms/production", "/cms/uscms", "/cms/itcms", "/cms/escms")
 REMEMBERED = 200_000
@@ -166,7 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--undisturbed", action="store_true", help="before all other work on the machine")
     options = parser.parse_args()
+    if options.undisturbed:
+        undisturbed()
     if options.serve is not None:
         with Path(os.devnull).open("w") as nowhere:  # audit lines are made and written, as by default
             logs.setup(stream=nowhere)
