@@ -25,6 +25,7 @@ from edged.logs import audit, get_logger
 from edged.state import Store
 from edged.summary import Summary
 from services.jobs import journal, policy
+from services.jobs.batch import script
 from services.jobs.batch.protocol import BatchSystem, SiteState, Submission
 from services.jobs.credentials import Credential, Credentials
 from services.jobs.drafting import Draft, Drafting
@@ -86,6 +87,7 @@ class Engine:
                 self.config,
                 looks=partial(self._looks, name),
                 standing=identity.standing_grant,
+                outcome=self._outcome,
                 on_change=self._changed,
                 on_accounted=self._accounted,
             )
@@ -267,6 +269,17 @@ class Engine:
         }
         await self.sessions.create(self.registry.grant(job.id), job.id, files)
         return submission
+
+    async def _outcome(self, job: JobId) -> script.Outcome | None:
+        """How the job's payload says that it ended; None while it has not."""
+        try:
+            opened = await self.sessions.open_own(self.registry.grant(job), job, script.OUTCOME.name)
+        except EdgeError:
+            return None
+        try:
+            return script.read_outcome(await opened.read(script.MAX_OUTCOME, 0))
+        finally:
+            opened.close()
 
     # -- changes ------------------------------------------------------------------------------------
 

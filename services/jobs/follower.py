@@ -19,7 +19,9 @@ from edged.errors import EdgeError
 from edged.identity.words import AccountName, JobId
 from edged.lifecycle import Background
 from edged.logs import get_logger
+from services.jobs import duplicates
 from services.jobs.batch.protocol import NAME_PREFIX, BatchJob, BatchState, BatchSystem, Cause, Sweep
+from services.jobs.batch.script import Outcome
 from services.jobs.late import Late
 from services.jobs.model import IN_BATCH, Job, State
 from services.jobs.registry import Registry
@@ -29,6 +31,7 @@ log = get_logger("edged.jobs.follower")
 PATIENCE_S = 10.0  # accounting may lag behind the queue by some seconds
 SILENCE_S = 30.0  # accounting that did not answer is not asked for so long: it must not hold up the sweeps
 NODE_FAILURE_S = 60.0  # a lost node's job may be put back by the site
+NODE_LOST = "the site lost its node; it may come back"
 CANCEL_AGAIN_S = 15.0
 SPARE = 40.0  # a pause is so many times what the sweep took, for a big queue costs the controller too ...
 SPARE_AT_MOST = 1.5  # ... but at most so many poll_s: 4.5 s by default
@@ -79,6 +82,7 @@ class Follower:
         *,
         looks: Callable[[], Awaitable[Sequence[Look]]],
         standing: Callable[[AccountName], Awaitable[bytes]],
+        outcome: Callable[[JobId], Awaitable[Outcome | None]],
         on_change: Callable[[Job], None],
         on_accounted: Callable[[Job], None],
     ) -> None:
@@ -88,6 +92,7 @@ class Follower:
         self._config = config
         self._looks = looks
         self._standing = standing
+        self._outcome = outcome
         self._on_change = on_change
         self._on_accounted = on_accounted
         self._before: dict[str, Sweep] = {}
@@ -248,7 +253,13 @@ class Follower:
             self._silent, self._silent_until = error, time.monotonic() + SILENCE_S
             return None
         self._silent = None
-        return {answer.ref.name: answer for answer in answers}
+        return {answer.ref.name: await self._of_the_first(answer) for answer in answers}
+
+    async def _of_the_first(self, answer: BatchJob) -> BatchJob:
+        """The answer, unless it tells of a second copy."""
+        if not duplicates.suspected(answer):
+            return answer
+        return duplicates.corrected(answer, await self._outcome(_job_id(answer.ref.name)))
 
     def _patience_ended(self, job: Job) -> bool:
         """Whether it ended by the queue's word; if so long enough ago, that has to do."""
@@ -265,7 +276,8 @@ class Follower:
         if answer is not None and answer.state.final:
             if answer.may_still_run and now - self._ending_since.setdefault(job.id, now) < NODE_FAILURE_S:
                 job.raw_state = answer.raw_state
-                self._move(job, State.FINISHING, "the site lost its node; it may come back")
+                twice = answer.reason == duplicates.UNKNOWN
+                self._move(job, State.FINISHING, answer.reason if twice else NODE_LOST)
                 return
             self._end(job, answer)
             return

@@ -15,7 +15,9 @@ import msgspec
 import sqlalchemy as sa
 
 from edged import config as configuration
-from edged.errors import Denied
+from edged.accounts import packets
+from edged.accounts.api import Entry, Kind, OpenFile
+from edged.errors import Denied, NotFound
 from edged.identity.client import OnBan, Verdicts
 from edged.identity.words import AccountName, JobClass, JobId, Verdict, VoName
 from services.jobs import journal
@@ -24,6 +26,7 @@ from services.jobs.batch.protocol import (
     BatchRef,
     BatchState,
     BatchSystem,
+    Cause,
     Submission,
     Submitted,
     Sweep,
@@ -73,7 +76,16 @@ class Identity:
 
 
 class Uploads:
-    """Takes every input and forgets it."""
+    """Takes every input and forgets it; ``own``: edged's own files, as jobs wrote them."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, bytes] = {}
+
+    async def open_own(self, _grant: bytes, _job: JobId, name: str) -> OpenFile:
+        if name not in self.own:
+            raise NotFound("no such file")
+        fd = packets.in_memory(self.own[name])
+        return OpenFile(fd, Entry(name, Kind.FILE, len(self.own[name]), 0, 0, 0, 0, 0o600, 0, 0, 1))
 
     async def put(self, _grant: bytes, _job: JobId, _name: str, _content: Any, _limit: int, **_: Any) -> None:
         return None
@@ -125,6 +137,17 @@ class Queue:
     async def finals(self, _grant: bytes, refs: Sequence[BatchRef]) -> list[BatchJob]:
         return [self.jobs[ref.name] for ref in refs if ref.name in self.jobs]
 
+    def end(self, job: Job, exit_code: int) -> None:
+        """It ended, by the batch system's word."""
+        name = unique_name(job.id)
+        self.jobs[name] = msgspec.structs.replace(
+            self.jobs[name],
+            state=BatchState.FAILED if exit_code else BatchState.FINISHED,
+            raw_state="FAILED" if exit_code else "COMPLETED",
+            cause=Cause.EXIT if exit_code else Cause.NONE,
+            exit_code=exit_code,
+        )
+
     async def cancel(self, _grant: bytes, ref: BatchRef) -> None:
         self.jobs[ref.name] = msgspec.structs.replace(
             self.jobs[ref.name], state=BatchState.KILLED, raw_state="CANCELLED"
@@ -143,12 +166,13 @@ class Subject:
         config = configuration.parse(settings)
         self.queue = queue or Queue()
         self.identity = Identity()
+        self.uploads = Uploads()
         self.store = journal.open_store(config)
         self.engine = Engine(
             config,
             self.store,
             cast(Verdicts, self.identity),
-            sessions=cast(Sessions, Uploads()),
+            sessions=cast(Sessions, self.uploads),
             batches={"none": cast(BatchSystem, self.queue)},
             files_of=lambda *_: asyncio.sleep(0, {}),
         )

@@ -29,6 +29,8 @@ RUN = PRIVATE / "run.sh"
 PAYLOAD = PRIVATE / "payload.sh"
 SCRIPT = PRIVATE / "script"
 
+MAX_OUTCOME = 4096  # bytes of it that are read
+
 EXIT_NO_SESSION = 212
 EXIT_DUPLICATE = 213
 
@@ -84,7 +86,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What ``run.sh`` wrote down at the end. The job could have written anything: for show only."""
+    """What ``run.sh`` wrote down at the end. The job could have written anything: it decides about itself only."""
 
     exit_code: int
     started_at: float
@@ -132,7 +134,7 @@ def session_files(job: str, payload: Payload) -> Files:
 
 def read_outcome(content: bytes) -> Outcome | None:
     """The outcome file, None when it is not one."""
-    lines = content[:4096].decode("utf-8", "replace").splitlines()
+    lines = content[:MAX_OUTCOME].decode("utf-8", "replace").splitlines()
     said = dict(line.split("=", 1) for line in lines if "=" in line)
     try:
         return Outcome(int(said["exit"]), float(said["started"]), float(said["ended"]), said["host"])
