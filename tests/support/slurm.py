@@ -201,6 +201,28 @@ class SlurmTestbed:
         self.stop_controller()
         self.start_controller()
 
+    def keep_state(self) -> None:
+        """What ``lose_state`` goes back to: the controller's state as it is now, saved by a clean end."""
+        self.stop_controller()
+        subprocess.run(["cp", "-a", self.root / "state", self.root / "state.kept"], check=True)
+        self.start_controller()
+
+    def lose_state(self) -> None:
+        """kill -9, then start with the kept state: all jobs since are forgotten, their ids are given out again.
+
+        Returns when the nodes have told it of what they still run. Before that it would end a new job with
+        the id of a forgotten one: a node's late word that the old one completed cancels a new one that waits.
+        """
+        self.kill_controller()
+        shutil.rmtree(self.root / "state")
+        (self.root / "state.kept").rename(self.root / "state")
+        self.start_controller()
+        until(lambda: not self._steps(), "the forgotten jobs' steps gone", 60)
+
+    def _steps(self) -> list[int]:
+        """Supervisors of jobs. They live until a controller has taken their last word."""
+        return [pid for pid in leftovers(self.root) if _comm(pid).startswith("slurmstepd")]
+
     def answering(self) -> bool:
         """Whether slurmctld answers a listing now."""
         try:
@@ -356,6 +378,14 @@ class SlurmTestbed:
             return True
         self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
         return False
+
+
+def _comm(pid: int) -> str:
+    """The name of a process; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
 
 
 def _group(user: str | None) -> int | None:
