@@ -10,7 +10,6 @@ import asyncio
 import ipaddress
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from edged.errors import BadRequest, Busy, EdgeError, NotFound, Upstream, Upstre
 
 _TRIES = 2
 _LONGEST_S, _SHORTEST_S, _NOT_FOUND_S = 300, 1, 5
-_REMEMBERED = 65536
+_REMEMBERED = 262_144  # addresses, and names: an answer may hold thousands, and a job asks for what it likes
+_OF_A_NAME = 64  # addresses of each kind
 
 HOSTS = Path("/etc/hosts")
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -29,7 +29,7 @@ RESOLV_CONF = Path("/etc/resolv.conf")
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All addresses of a name, IPv6 and IPv4. ``ttl_s``: how long the DNS stands by it."""
+    """The addresses of a name, IPv6 and IPv4, of a great many the first. ``ttl_s``: how long the DNS stands by it."""
 
     addresses: tuple[Address, ...]
     ttl_s: int
@@ -44,6 +44,7 @@ class Names:
         *,
         timeout_s: float = 5.0,
         lookups: int = 256,
+        remembered: int = _REMEMBERED,
         hosts: Path = HOSTS,
         resolv_conf: Path = RESOLV_CONF,
     ) -> None:
@@ -51,7 +52,9 @@ class Names:
         self._hosts = _hosts(hosts)
         self._timeout_s = timeout_s
         self._lookups = lookups
-        self._known: OrderedDict[str, tuple[float, Resolved]] = OrderedDict()
+        self._most = remembered
+        self._held = 0  # of them
+        self._known: dict[str, tuple[float, Resolved]] = {}
         self._asking: dict[str, asyncio.Task[Resolved]] = {}
 
     def known(self, host: str) -> Resolved | None:
@@ -100,7 +103,7 @@ class Names:
             self._one(host, Type.A), self._one(host, Type.AAAA), return_exceptions=True
         )
         answers = [answer for answer in (six, four) if isinstance(answer, Answer)]
-        addresses = tuple(address for answer in answers for address in answer.addresses)
+        addresses = tuple(address for answer in answers for address in answer.addresses[:_OF_A_NAME])
         if addresses:
             found = Resolved(addresses, min(a.ttl for a in answers if a.addresses))
             self._remember(host, found)
@@ -128,10 +131,15 @@ class Names:
 
     def _remember(self, host: str, found: Resolved) -> None:
         life = min(max(found.ttl_s, _SHORTEST_S), _LONGEST_S)
+        if host in self._known:
+            self._forget(host)
         self._known[host] = (time.monotonic() + life, found)
-        self._known.move_to_end(host)
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+        self._held += 1 + len(found.addresses)
+        while self._held > self._most:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, host: str) -> None:
+        self._held -= 1 + len(self._known.pop(host)[1].addresses)
 
 
 class _Question(asyncio.DatagramProtocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import time
@@ -45,6 +46,7 @@ log = logs.get_logger("services.egress")
 TICK_S = 0.1  # tunnels held by a rate go on this often; deadlines are kept to this
 SWEEP_TICKS = 10
 _ACCEPTS = 64
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _REMEMBERED = 65536
 
 
@@ -89,6 +91,7 @@ class Gate:
         self._hosts: dict[str, tuple[Address, Source | None]] = {}
         self._decisions: dict[tuple[Asker, Way, Place], Decision] = {}
         self._relay_of: dict[int, Relay] = {}
+        self._resting: set[socket.socket] = set()  # listeners that had no descriptor left
         self.poller: Poller
         self.loop: asyncio.AbstractEventLoop
         self._tasks: asyncio.TaskGroup
@@ -195,12 +198,25 @@ class Gate:
                     sock, name = listener.accept()
                 except BlockingIOError:
                     return
-                except OSError as error:  # out of descriptors, or a client that went away
-                    log.warning("accept failed", extra={"reason": error.strerror})
-                    return
+                except OSError as error:
+                    if error.errno in _EXHAUSTED:
+                        self._rest(listener, error)
+                    return  # else a client that went away
                 self._take(sock, name[0], relay)
 
         return accept
+
+    def _rest(self, listener: socket.socket, why: OSError) -> None:
+        """Out of descriptors or memory: who waits stays in the kernel's queue until the next tick."""
+        log.warning("no room for another connection", extra={"reason": why.strerror})
+        self.poller.pause(listener.fileno())
+        self._resting.add(listener)
+
+    def _go_on(self) -> None:
+        while self._resting:
+            listener = self._resting.pop()
+            if listener.fileno() >= 0:
+                self.poller.add(listener.fileno(), self._acceptor(listener), LEVEL)
 
     def _take(self, sock: socket.socket, host: str, relay: Relay | None) -> None:
         address, source = self._known(host)
@@ -318,6 +334,7 @@ class Gate:
         while True:
             await asyncio.sleep(TICK_S)
             self.now = time.monotonic()
+            self._go_on()
             self.meters.wake()
             self.journal.flush()
             ticks += 1

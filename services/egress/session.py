@@ -32,6 +32,7 @@ from services.egress.tunnel import Passage
 if TYPE_CHECKING:
     from services.egress.gate import Gate
 
+_ATTEMPTS = 16  # addresses of one name: whoever owns it must not make one request a scan of thousands
 _DRAIN_S = 2.0  # a refusal's bytes get this long to be read; closing at once could destroy them
 
 
@@ -280,7 +281,9 @@ class Session:
             else:
                 self._refuse(Refusal(refused.outcome, refused.reason, refused.rule, refused.destination))
             return
-        self._connect(interleaved(allowed) if len(allowed) > 1 and self._way is Way.PROXY else allowed)
+        if len(allowed) > 1 and self._way is Way.PROXY:
+            allowed = interleaved(allowed)[:_ATTEMPTS]
+        self._connect(allowed)
 
     # -- connecting ----------------------------------------------------------------------------
 
