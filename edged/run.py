@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from edged import config as configuration
-from edged import lifecycle, logs, services, systemd, workers
+from edged import lifecycle, logs, openfiles, services, systemd, workers
 from edged.accounts.start import Privileged, start_privileged
 from edged.config import Config
 from edged.config.site import Front
@@ -34,6 +34,7 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
     logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
+    openfiles.allow()
     services.known(
         config, only
     )  # imported before root is given up: the interpreter may be readable by root only

@@ -38,10 +38,12 @@ MAX_FRONTS = 256
 MAX_FRONTS_OF_A_USER = MAX_FRONTS // 2  # a front that was taken over shuts nobody out
 START_TRIES = 2
 START_DEADLINE_S = 20.0
+STUCK_S = 1.0  # a worker that takes nothing for so long could not even be told of a ban: it must go
 FEED_RETRY_S = 0.1
 BANS_S = 2.0  # how long an admission waits for the bans after a restart
 MAX_EARLY = 10_000
 MAX_OUTBOX = 10_000  # answers a front has not taken yet
+MAX_CHANNELS_WAITING = 64  # and channels in them: each is an open file here
 
 _NO_BANS = Unavailable("revocations are not loaded", detail="no live ban feed from identity")
 
@@ -83,6 +85,7 @@ class Worker:
     sock: socket.socket
     pid: int = 0
     waiting: dict[int, Waiting] = field(default_factory=dict)
+    outbox: deque[tuple[bytes, socket.socket | None, float]] = field(default_factory=deque)
 
 
 class Accountd:
@@ -124,6 +127,7 @@ class Accountd:
                     key.data()
             for front in [front for front in self._fronts if front.outbox]:
                 self._send_late(front)
+            self._tell_those_that_were_full()
             self._admit_early()
             self._give_up_late()
 
@@ -206,6 +210,8 @@ class Accountd:
         except EdgeError as error:
             self._refuse(front, asked.call, error)
             _audit(grant, front.uid, asked.kind, error)
+        except OSError as error:  # no file is left: who asks waits, nobody is cut off
+            self._refuse(front, asked.call, Unavailable("accountd is out of resources", detail=str(error)))
 
     def _forget(self, front: Front, message: messages.Forget) -> None:
         key = (message.account, message.kind)
@@ -231,7 +237,8 @@ class Accountd:
                 if theirs:
                     theirs.close()
         except BlockingIOError:
-            if len(front.outbox) > MAX_OUTBOX:
+            channels = sum(theirs is not None for _, theirs in front.outbox) if theirs else 0
+            if len(front.outbox) > MAX_OUTBOX or channels > MAX_CHANNELS_WAITING:
                 log.error("front does not read its answers", extra={"uid": front.uid})  # noqa: TRY400
                 self._drop_front(front)
         except OSError:
@@ -256,10 +263,8 @@ class Accountd:
             mine, waiting.theirs = packets.pair()
             front.channels[key] = self._number()
         worker.waiting[waiting.handle] = waiting
-        add = messages.Add(waiting.handle, front.channels[key], waiting.handle, waiting.grant)
-        self._tell(worker, add, mine.fileno() if mine else None)
-        if mine:
-            mine.close()
+        add = messages.Add(waiting.handle, front.channels[key], waiting.handle, waiting.grant, front.uid)
+        self._tell(worker, add, mine)
 
     def _start(self, key: WorkerKey) -> Worker:
         name, kind = key
@@ -340,6 +345,9 @@ class Accountd:
                 self._add(worker.key, waiting)
             except EdgeError as error:
                 self._refuse(waiting.front, waiting.call, error)
+            except OSError as error:
+                out = Unavailable("accountd is out of resources", detail=str(error))
+                self._refuse(waiting.front, waiting.call, out)
 
     def _let_go(self, worker: Worker) -> None:
         """The next admission starts another worker, on a new channel."""
@@ -347,15 +355,35 @@ class Accountd:
             del self._workers[worker.key]
             for front in self._fronts:
                 front.channels.pop(worker.key, None)
+        for _, channel, _ in worker.outbox:
+            if channel:
+                channel.close()
+        worker.outbox.clear()
         self._unwatch(worker.sock)
 
-    def _tell(self, worker: Worker, message: messages.ToWorker, fd: int | None = None) -> None:
+    def _tell(self, worker: Worker, message: messages.ToWorker, channel: socket.socket | None = None) -> None:
+        """Now, or as soon as it takes it: one that starts reads nothing yet. ``channel`` is closed here."""
+        worker.outbox.append((encode(message), channel, time.monotonic()))
+        self._tell_late(worker)
+
+    def _tell_late(self, worker: Worker) -> None:
         try:
-            packets.send(worker.sock, encode(message), fd)
-        except BlockingIOError:  # stuck, so it could not even be told of a ban: it must go
-            self._worker_ended(worker)
+            while worker.outbox:
+                packet, channel, _ = worker.outbox[0]
+                packets.send(worker.sock, packet, channel.fileno() if channel else None)
+                worker.outbox.popleft()
+                if channel:
+                    channel.close()
         except OSError:
-            pass  # its end is readable and handled there
+            pass  # it is full, or its end is readable and handled there
+
+    def _tell_those_that_were_full(self) -> None:
+        now = time.monotonic()
+        for worker in [worker for worker in self._workers.values() if worker.outbox]:
+            self._tell_late(worker)
+            patience_s = STUCK_S if worker.pid else START_DEADLINE_S
+            if worker.outbox and now - worker.outbox[0][2] > patience_s:
+                self._worker_ended(worker)
 
     def _give_up_late(self) -> None:
         late = time.monotonic() - START_DEADLINE_S

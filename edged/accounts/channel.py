@@ -1,4 +1,8 @@
-"""The asyncio end of a packet socket: pipelined requests, each answered by its call number."""
+"""The asyncio end of a packet socket: pipelined requests, each answered by its call number.
+
+The peer may be a worker that its account has taken over: nothing it sends may hold up the loop, or another
+account.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ from edged.logs import get_logger
 log = get_logger("edged.accounts")
 
 MAX_PENDING = 4096
+MAX_PACKETS = 64  # of one peer in one turn of the loop: whoever floods us has his turn only
 _receiver = packets.Receiver()
 _decode_reply: Callable[[memoryview], messages.ToFrontFromWorker] = messages.decoder(
     messages.ToFrontFromWorker
@@ -126,13 +131,13 @@ class PacketSocket:
 
     def _read(self) -> None:
         try:
-            more = True
-            while more:
+            for _ in range(MAX_PACKETS):
                 received = _receiver.receive(self._sock, packets.NOW)
                 if received is None:
                     self.close()
                     return
-                more = self._on_packet(*received)
+                if not self._on_packet(*received):
+                    return
         except BlockingIOError:
             return
         except (OSError, BrokenPeer) as error:

@@ -234,6 +234,9 @@ class Connection:
         self._adopt = adopt
         self._on_end = on_end
         self._pending: dict[int, tuple[WorkerKind, asyncio.Future[Held]]] = {}
+        self._coming: dict[
+            WorkerKey, int
+        ] = {}  # the call that brings a channel: the others wait for the same
         self._calls = 0
         self._packets = PacketSocket(sock, self._answered, self._ended)
 
@@ -242,7 +245,8 @@ class Connection:
         self._calls += 1
         future: asyncio.Future[Held] = asyncio.get_running_loop().create_future()
         self._pending[self._calls] = (worker, future)
-        self._packets.send(encode(messages.Admit(self._calls, worker, grant, self._lacks(grant, worker))))
+        lacks = self._lacks((_account_in(grant), worker))
+        self._packets.send(encode(messages.Admit(self._calls, worker, grant, lacks)))
         return future
 
     def forget(self, worker: WorkerKind, held: Held) -> None:
@@ -252,10 +256,13 @@ class Connection:
     def close(self) -> None:
         self._packets.close()
 
-    def _lacks(self, grant: bytes, worker: WorkerKind) -> bool:
-        """Whether we have no usable channel for the account that the (unverified) grant names."""
-        channel = self._channels.get((_account_in(grant), worker))
-        return channel is None or not channel.usable
+    def _lacks(self, key: WorkerKey) -> bool:
+        """Whether there is no usable channel to the worker that the (unverified) grant names, nor one coming."""
+        channel = self._channels.get(key)
+        if (channel is not None and channel.usable) or self._coming.get(key) in self._pending:
+            return False
+        self._coming[key] = self._calls
+        return True
 
     def _answered(self, packet: memoryview, fd: int | None) -> bool:
         theirs = None if fd is None else socket.socket(fileno=fd)

@@ -110,12 +110,16 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Add(Message, frozen=True):
-    """``handle`` on ``channel`` stands for ``grant``. Carries the channel when it is new."""
+    """``handle`` on ``channel`` stands for ``grant``, for a front of the user ``front``.
+
+    Carries the channel when it is new.
+    """
 
     call: int
     channel: int
     handle: int
     grant: Grant
+    front: int
 
 
 class Drop(Message, frozen=True):

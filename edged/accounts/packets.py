@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -89,8 +90,13 @@ def in_memory(data: bytes) -> int:
 def read_memory(fd: int) -> bytes:
     """What ``in_memory`` wrote. Reads by pread, never maps: the sender may still shrink it.
 
-    Raises BrokenPeer when it is no regular file or too large. Does not close ``fd``.
+    Raises BrokenPeer when it does not lie in memory, or is too large. Does not close ``fd``. Only memory has
+    seals, so this is asked first: stat and read of a file may wait for ever for a file server of the sender's.
     """
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise BrokenPeer(f"body descriptor does not lie in memory: {error}") from error
     facts = os.fstat(fd)
     if not stat.S_ISREG(facts.st_mode) or facts.st_size > _BODY_LIMIT:
         raise BrokenPeer("body descriptor is not a small regular file")

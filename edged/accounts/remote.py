@@ -97,9 +97,10 @@ class RemoteFiles:
 
     async def list(self, grant: bytes, place: Place, *, limit: int = 1_000_000) -> Sequence[Entry]:
         reply = await self._look(grant, messages.List, place, limit, deadline_s=SLOW_S)
-        if not reply.in_memory:
-            return _entries(bytes(reply.body))
-        return await _in_thread(reply, _entries)
+        found = await _in_thread(reply, _entries) if reply.in_memory else _entries(bytes(reply.body))
+        if len(found) > limit:
+            raise Unavailable("the worker sent more than was asked for")
+        return found
 
     async def mkdir(self, grant: bytes, place: Place, *, parents: bool = False) -> None:
         await self._change(grant, messages.MakeDirectory, place, parents)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from edged import systemd
+from edged import openfiles, systemd
 from edged.accounts.settings import Settings, settings_of
 from edged.errors import ConfigError, Unavailable
 from edged.logs import get_logger
@@ -244,6 +244,7 @@ def serve(
 
     die_with_parent(signal.SIGKILL)
     name_process("edged-accountd")
+    openfiles.allow()
     listener = inherited or _listener(Path(settings.socket))
     broker = Broker(settings, listener, ours)
     broker.stop_when_readable(lifeline)

@@ -32,6 +32,7 @@ from edged.logs import get_logger
 log = get_logger("edged.worker")
 
 HANDLES_PER_CHANNEL = 16384
+CHANNELS_OF_A_USER = 128  # as many as accountd takes connections of one: each has a thread
 INLINE_BYTES = 48 << 10
 SEND_S = 10.0
 SLOW_S = 0.002  # a call that takes longer waited for a disk
@@ -66,6 +67,7 @@ class Channel:
 
     number: int
     sock: socket.socket
+    front: int  # the front's uid
     grants: dict[int, Grant] = field(default_factory=dict)
     threads: int = 0
     idle: int = 0
@@ -116,8 +118,8 @@ class Worker:
             return False
         data, fd = received
         match _to_worker(data):
-            case messages.Add(call, channel, handle, grant):
-                self._add(channel, handle, grant, fd)
+            case messages.Add(call, channel, handle, grant, front):
+                self._add(channel, handle, grant, front, fd)
                 packets.send(self._control, encode(messages.Added(call)))
             case messages.Drop(channel, handle):
                 if (found := self._channels.get(channel)) is not None:
@@ -128,14 +130,9 @@ class Worker:
                 return False
         return True
 
-    def _add(self, number: int, handle: int, grant: Grant, fd: int | None) -> None:
+    def _add(self, number: int, handle: int, grant: Grant, front: int, fd: int | None) -> None:
         if fd is not None:
-            sock = socket.socket(fileno=fd)
-            # a front that does not read may hold a thread this long, then its channel closes
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_S), 0))
-            channel = self._channels[number] = Channel(number, sock)
-            with self._lock:
-                self._add_thread(channel)
+            channel = self._open_channel(number, front, socket.socket(fileno=fd))
         elif (found := self._channels.get(number)) is not None:
             channel = found
         else:
@@ -145,6 +142,18 @@ class Worker:
         if len(channel.grants) < HANDLES_PER_CHANNEL:
             channel.grants[handle] = grant
         self._last_use = time.monotonic()
+
+    def _open_channel(self, number: int, front: int, sock: socket.socket) -> Channel:
+        """A front that asks for more channels than it can have connections loses its oldest."""
+        # a front that does not read may hold a thread this long, then its channel closes
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_S), 0))
+        own = [channel for channel in list(self._channels.values()) if channel.front == front]
+        if len(own) >= CHANNELS_OF_A_USER:
+            self._close(own[0])
+        channel = self._channels[number] = Channel(number, sock, front)
+        with self._lock:
+            self._add_thread(channel)
+        return channel
 
     def _withdraw(self, ban: Ban) -> None:
         """Forget every grant of whom the ban covers: what is left of it, accountd gives again."""

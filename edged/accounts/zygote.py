@@ -42,10 +42,19 @@ def run(sock: socket.socket, *, own: bool) -> None:
         if control is None:
             raise packets.BrokenPeer("a worker needs its control socket")
         start = _decode(data)
-        if os.fork() == 0:
+        if _fork() == 0:
             sock.close()
             _be_worker(start, socket.socket(fileno=control), verbs, own=own)
-        os.close(control)
+        os.close(control)  # where there is no worker, accountd sees it end
+
+
+def _fork() -> int:
+    """As fork(2); -1 where there may be no more processes now."""
+    try:
+        return os.fork()
+    except OSError as error:
+        log.error("no worker could be forked", extra={"reason": str(error)})  # noqa: TRY400
+        return -1
 
 
 def _be_worker(
