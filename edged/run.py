@@ -6,6 +6,7 @@ starts accountd, which keeps the privilege, and becomes ``runtime.user`` before 
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -81,6 +82,8 @@ async def serve(
     )
 
     def ready() -> None:
+        # modules and settings stay for good: a full collection, in which nothing else runs, need not look through them
+        gc.freeze()
         if worker is None:
             _tell_addresses(config, [*parts, observer.server])
         if on_ready is not None:

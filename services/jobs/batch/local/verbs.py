@@ -176,22 +176,26 @@ class Machine(BatchVerb, frozen=True):
 
 
 def _current(root: Path, now: float) -> Iterator[Path]:
+    """Those of a sweep. All of a month are looked at, so this is without a Path for each."""
+    forgotten: list[str] = []
     try:
-        entries = list(os.scandir(root))
+        entries = os.scandir(root)
     except FileNotFoundError:
         return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        directory = Path(entry.path)
-        try:
-            age = now - (directory / "ended.json").stat().st_mtime
-        except FileNotFoundError:
-            age = 0.0
-        if age <= SWEPT_S:
-            yield directory
-        elif age > REMEMBERED_S:
-            shutil.rmtree(directory, ignore_errors=True)
+    with entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                age = now - os.stat(f"{entry.path}/ended.json").st_mtime  # noqa: PTH116 - hot
+            except FileNotFoundError:
+                age = 0.0
+            if age <= SWEPT_S:
+                yield Path(entry.path)
+            elif age > REMEMBERED_S:
+                forgotten.append(entry.path)
+    for path in forgotten:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _python() -> str:
