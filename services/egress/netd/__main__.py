@@ -31,7 +31,8 @@ log = logs.get_logger("services.egress.netd")
 
 _TICK_S = 5.0
 _CLIENTS = 16
-_SEND_S = 5.0
+_CLIENTS_OF_THE_FRONT = _CLIENTS // 2  # one that was taken over must not shut the administrator out
+_SEND_S = 1.0  # a client that does not read holds up everybody for so long, once
 _PART = 24 * 1024
 _ROWS = 256
 
@@ -56,6 +57,7 @@ class Server:
         while True:
             watchdog.alive()
             for key, _ in self._selector.select(_TICK_S):
+                watchdog.alive()
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
                 if sock is stop:
@@ -75,16 +77,26 @@ class Server:
             log.error("time windows not applied", extra={"reason": str(error)})  # noqa: TRY400
 
     def _accept(self) -> None:
-        sock, _ = self._listener.accept()
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # out of descriptors, or a client that went away
+            log.warning("accept failed", extra={"reason": error.strerror})
+            return
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, uid, _ = struct.unpack("3i", credentials)
-        if uid not in (*self._admins, self._front_uid) or len(self._clients) >= _CLIENTS:
+        if not self._has_room_for(uid):
             log.warning("stranger at the socket", extra={"uid": uid})
             sock.close()
             return
         sock.settimeout(_SEND_S)
         self._clients[sock] = uid in self._admins
         self._selector.register(sock, selectors.EVENT_READ)
+
+    def _has_room_for(self, uid: int) -> bool:
+        if uid in self._admins:
+            return len(self._clients) < _CLIENTS
+        fronts = sum(not admin for admin in self._clients.values())
+        return uid == self._front_uid and fronts < _CLIENTS_OF_THE_FRONT
 
     def _read(self, sock: socket.socket) -> None:
         decode = messages.admin_message if self._clients[sock] else messages.front_message

@@ -29,6 +29,8 @@ log = get_logger("services.egress.netd")
 _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP}
 _LONGEST_S = 86400
 _MOST_ADDRESSES = 64  # of one answer
+_MOST_OF_A_HOST = 1024  # at once: more is no name of a service
+_MOST_REMEMBERED = 65536  # addresses that hosts had; those they have now are kept even so
 
 
 class Keeper:
@@ -126,12 +128,24 @@ class Keeper:
                 "answer refused", extra={"host": message.host, "addresses": [str(a) for a in refused]}
             )
         good = [address for address in addresses if address not in refused]
+        self._bound(message.host, good)
         life = min(max(message.ttl_s, int(self._nat.dns_floor_s)) + int(self._nat.dns_grace_s), _LONGEST_S)
         if self._table is not None and good:
             self._nft.run([line for d in named for address in good for line in _renew(d, address, life)])
         for address in good:
             self._answers.setdefault(address, set()).add(message.host)
             self._live[message.host, address] = time.monotonic() + life
+
+    def _bound(self, host: str, new: Iterable[Address]) -> None:
+        """Forget what is over. Raises BadRequest when a host would have too many addresses."""
+        now = time.monotonic()
+        self._live = {key: end for key, end in self._live.items() if end > now}
+        own = {address for known, address in self._live if known == host}
+        if len(own.union(new)) > _MOST_OF_A_HOST:
+            raise BadRequest(f"more than {_MOST_OF_A_HOST} addresses of one host")
+        if len(self._answers) > _MOST_REMEMBERED:
+            live = {address for _, address in self._live}
+            self._answers = {address: hosts for address, hosts in self._answers.items() if address in live}
 
     def withdraw(self, message: messages.Withdraw) -> None:
         """Nothing to or from an address for a while; its flows end. Raises BadRequest."""

@@ -213,6 +213,41 @@ def test_answers_open_named_hosts_only_and_never_the_deny_list(edge: Nat) -> Non
         edge.client.request(messages.Answers("evil.example.org", (NET4,), 60))
 
 
+def test_answers_without_end_are_refused(edge: Nat) -> None:
+    """A front that was taken over, or a name whose owner gives it another address each time."""
+    named = OPEN.replace(f'networks = ["{NET4}/32", "{NET6}/128"]', 'hosts = ["www.example.org"]')
+    edge.write(named.format(rule=""))
+    edge.start()
+    with pytest.raises(Conflict, match="1024"):
+        for block in range(20):
+            addresses = tuple(f"198.51.{block}.{n}" for n in range(1, 65))
+            edge.client.request(messages.Answers("www.example.org", addresses, 60))
+    assert block == 16
+
+
+def test_a_front_does_not_shut_the_administrator_out(edge: Nat) -> None:
+    """It opens all the connections it can get, and reads none of its answers."""
+    edge.write(OPEN.format(rule=""))
+    edge.start()
+    program = (
+        "import os,socket,sys\n"
+        "os.setgid(1); os.setuid(1)\n"
+        "held=[]\n"
+        "for _ in range(40):\n"
+        " s=socket.socket(socket.AF_UNIX,socket.SOCK_SEQPACKET); s.connect(sys.argv[1]); held.append(s)\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    path = str(edge.directory / "netd.sock")
+    front = edge.site.edge.start(
+        sys.executable, "-c", program, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert front.stdin is not None and front.stdout is not None
+    assert front.stdout.readline() == b"held\n"
+    assert edge.apply() == ""
+    front.stdin.close()
+    front.wait(10)
+
+
 def test_limits_hold(edge: Nat) -> None:
     edge.write(OPEN.format(rule="connections = 2"))
     edge.start()
