@@ -49,17 +49,20 @@ ALONE = (
 async def suite_by_every_way(whose: str) -> None:
     """The suite on the host's own Slurm (``host``), or on that of a Debian release.
 
-    All tests at once, for Slurm's own waits overlap; then those that need the cluster for themselves.
+    All tests at once, for Slurm's own waits overlap; then those that need the cluster for themselves. Meanwhile a job
+    runs into its time limit, which Slurm counts in minutes.
     """
     with SlurmTestbed(release=_release(whose), rest=True) as slurm:
         versions = await _spoken(slurm)
         assert versions, "its slurmrestd speaks no version that we know"
         async with _ways(slurm, versions) as ways:
-            names = [name for name in vars(Conformance) if name.startswith("test_") and name not in ALONE]
+            names = [name for name in vars(Conformance) if name.startswith("test_")]
             turn = asyncio.Semaphore(AT_ONCE)
-            found = await _together(ways, names, turn)
+            limited = asyncio.ensure_future(_together(ways, [WAITS_ONLY], asyncio.Semaphore(len(ways))))
+            found = await _together(ways, [name for name in names if name not in (*ALONE, WAITS_ONLY)], turn)
             for name in ALONE:
                 found |= await _together(ways, [name], turn)
+            found |= await limited
             assert found == {}, found
             await _one_ways_job_is_found_by_the_others(ways)
             await _a_foreign_token_opens_nothing(slurm, versions)
@@ -104,11 +107,8 @@ async def _together(
 async def _tried(way: RemoteSubject, name: str, turn: asyncio.Semaphore) -> BaseException | None:
     test = getattr(Conformance(), name)
     try:
-        if name == WAITS_ONLY:
+        async with turn:
             await test(way)
-        else:
-            async with turn:
-                await test(way)
     except (Exception, pytest.fail.Exception) as error:
         return error
     return None

@@ -128,28 +128,34 @@ async def test_a_connection_ends_with_its_certificate(far: Far) -> None:
 
 
 async def test_long_transfers_outlive_a_certificate(far: Far) -> None:
-    """An upload and a download that take longer than the certificate lives go on over the next connection."""
+    """An upload and a download that are under way when the certificate ends go on over the next connection."""
     node = far.nodes[1]
     async with far.subject(node, signing=_like(far.signing, life_s=3)) as way:
         sessions, job = way.far.sessions, JobId(way.job())
         assert sessions is not None
         await sessions.create(way.grant, job, {})
-        begun = time.monotonic()
 
-        async def slowly() -> AsyncIterator[bytes]:
-            for number in range(9):
-                await asyncio.sleep(0.5)  # a slow sender is what is tried
+        async def ended_there(connections: set[int]) -> None:
+            """Every connection that there was has ended with its certificate."""
+
+            async def gone() -> bool:
+                return not connections & set(node.sessions())
+
+            await until_async(gone, "connections end with their certificate", 15)
+
+        async def interrupted() -> AsyncIterator[bytes]:
+            for number in range(2):
                 yield bytes([number]) * 1000
+                await ended_there(set(node.sessions()))
 
-        await sessions.put(way.grant, job, "slow", slowly(), 1 << 20)
-        assert time.monotonic() - begun > 4
+        await sessions.put(way.grant, job, "slow", interrupted(), 1 << 20)
         opened = await sessions.open(way.grant, job, "slow")
-        read = b""
+        read = await opened.read(1000, 0)
+        await ended_there(set(node.sessions()))
         while block := await opened.read(1000, len(read)):
             read += block
-            await asyncio.sleep(0.4)  # and a slow reader
         opened.close()
-        assert read == b"".join(bytes([number]) * 1000 for number in range(9))
+        assert read == b"".join(bytes([number]) * 1000 for number in range(2))
         assert [one.name for one in await sessions.list(way.grant, job)] == ["slow"]
 
 

@@ -31,6 +31,7 @@ class Upload:
     mode: int
     durable: bool
     size: int = 0
+    held: bytes | None = None
 
     async def send(self, grant: bytes, content: AsyncIterator[bytes]) -> None:
         """Raises TooLarge, NoSpace, Unavailable; nothing is left then. NotFound: its directory is not there."""
@@ -58,16 +59,24 @@ class Upload:
         try:
             yield handle
         finally:
-            await self.sftp.step(link, handle.close())
+            if not link.closed:
+                await self.sftp.step(link, handle.close())
 
     async def _fill(self, link: Link, handle: asyncssh.SFTPClientFile, blocks: AsyncIterator[bytes]) -> bool:
-        """Write until all is there, or the connection is to be left: whether there is more."""
-        async for block in blocks:
+        """Write until all is there, or the connection is to be left: whether there is more.
+
+        It may have ended while a block was waited for; then that block is the next connection's.
+        """
+        while (block := await anext(blocks, None) if self.held is None else self.held) is not None:
             check_size(self.size + len(block), self.limit)
-            await self.sftp.step(link, handle.write(block, self.size))
-            self.size += len(block)
+            self.held = block
             if not link.fresh():
                 return True
+            await self.sftp.step(link, handle.write(block, self.size))
+            self.size += len(block)
+            self.held = None
+        if not link.fresh():
+            return True  # nothing but to make it durable
         if self.durable:
             with suppress(Unsupported):  # fsync@openssh.com, where the server has it
                 await self.sftp.step(link, handle.fsync())
