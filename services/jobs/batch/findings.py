@@ -54,12 +54,13 @@ async def findings(config: Config) -> list[Finding]:
     jobs = config.jobs
     if jobs is None or not jobs.clusters:
         return []
-    nodes = await asyncio.gather(*(_nodes(one) for one in jobs.clusters if isinstance(one, SshCluster)))
+    accounts = sorted({rule.account for rule in config.mappings})
+    ssh = [one for one in jobs.clusters if isinstance(one, SshCluster)]
+    nodes = await asyncio.gather(*(_nodes(one, accounts[0]) for one in ssh)) if accounts else []
     found = [finding for of_one in nodes for finding in of_one]
     right = {one.part for one in found if one.ok}
     names = [one.name for one in jobs.clusters if one.name in right or not isinstance(one, SshCluster)]
     identity = IdentityClient(config, ServiceName("jobs"))
-    accounts = sorted({rule.account for rule in config.mappings})
     async with asyncio.TaskGroup() as tasks, identity.running(tasks):
         if (trouble := identity.not_ready()) is not None:
             found.append(
@@ -73,10 +74,10 @@ async def findings(config: Config) -> list[Finding]:
         return found + [finding for of_one in await asyncio.gather(*tried) for finding in of_one]
 
 
-async def _nodes(cluster: SshCluster) -> list[Finding]:
+async def _nodes(cluster: SshCluster, account: str) -> list[Finding]:
     """Every login node: a cluster works as long as one of them does."""
     nodes = Logins.of(cluster).nodes
-    troubles = await asyncio.gather(*(hostkeys.trouble(cluster, node) for node in nodes))
+    troubles = await asyncio.gather(*(hostkeys.trouble(cluster, node, account) for node in nodes))
     return [
         Finding(cluster.name, True, f"{node.name}: a login node with the right host key")
         if trouble is None

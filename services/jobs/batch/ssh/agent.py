@@ -9,6 +9,7 @@ import secrets
 import shlex
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -85,7 +86,10 @@ class Agent:
         command, source = started_by(cluster, account, nonce)
         process = await connection.create_process(command, encoding=None, stderr=asyncssh.PIPE)
         agent = cls(process, cluster.name)
-        process.stdin.write(source)
+        with suppress(
+            BrokenPipeError
+        ):  # it has ended already: what it said instead of its greeting tells why
+            process.stdin.write(source)
         await agent._greeting(nonce)
         tasks.create_task(agent._read())
         return agent

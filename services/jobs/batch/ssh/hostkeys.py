@@ -9,15 +9,15 @@ import asyncssh
 from edged.config.batch import SshCluster
 from services.jobs.batch.ssh.logins import Node, trusted
 
-NOBODY = "edged"  # who asks is never let in, and need not be
 SHOWN_S = (
     4.0  # a key is shown before any login shell runs; `edged doctor` leaves the logins the rest of its time
 )
 
 
-async def trouble(cluster: SshCluster, node: Node) -> str | None:
+async def trouble(cluster: SshCluster, node: Node, account: str) -> str | None:
     """What is wrong with the way to ``node``, in words; None: it is a login node with the right host key.
 
+    ``account``: asked for and not let in. One that exists: sshd penalizes addresses that try others (since 9.8).
     Raises ConfigError for keys that are none.
     """
     known, limit_s = trusted(cluster), min(SHOWN_S, cluster.connect_s)
@@ -26,7 +26,7 @@ async def trouble(cluster: SshCluster, node: Node) -> str | None:
             connection = await asyncssh.connect(
                 node.host,
                 node.port,
-                username=NOBODY,
+                username=account,
                 client_keys=None,
                 known_hosts=known,
                 config=None,
