@@ -23,6 +23,7 @@ from edged.errors import (
 )
 from edged.http import openapi
 from edged.http.operations import PUBLIC, Admin, Call, Operation, Public, Reply, Requires
+from edged.http.request import Headed
 from edged.http.underway import UnderWay
 from edged.identity.client import Verdicts
 from edged.identity.words import Verdict
@@ -208,7 +209,7 @@ def _match(template: tuple[str, ...], segments: list[str]) -> dict[str, str] | N
     return path if len(template) == len(segments) else None
 
 
-def bearer(request: web.BaseRequest) -> str:
+def bearer(request: Headed) -> str:
     """The token of the one Authorization header (RFC 6750 §2.1). Raises Unauthenticated without one."""
     values = set(request.headers.getall("Authorization", ()))
     if not values:

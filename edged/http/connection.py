@@ -11,23 +11,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from edged.config.site import HttpLimits
 from edged.errors import BadRequest, EdgeError, HeadTooLarge
+from edged.http.head import REQUEST_LINE
 from edged.http.problems import answer
-from edged.logs import request_id
 
-REQUEST_LINE = 8190
 LINGER_S = 2.0  # a client that was refused may take this long to hear it
-
-
-class Request(web.BaseRequest):
-    """A request that knows whether the head of its answer has gone out."""
-
-    begun = False
-
-    async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        self.begun = True
-        response.headers["Server"] = "edged"  # aiohttp would tell its version, and Python's
-        if rid := request_id.get():
-            response.headers.setdefault("X-Request-Id", rid)
 
 
 class Connection(RequestHandler):

@@ -1,7 +1,8 @@
 """An HTTP listener of edged: own accept loop with limits per source, TLS, request ids, access log.
 
 Stands on aiohttp's low-level server, so a handler is ``async (web.BaseRequest) -> StreamResponse``;
-an ``Api`` (edged.http.api) is one, the WebDAV view is another. Exceptions become problems here.
+an ``Api`` (edged.http.api) is one, the WebDAV view is another. Exceptions become problems here. A front that
+names ``lean`` methods takes them without aiohttp too, where their heads are plain (edged.http.lean).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -21,10 +23,13 @@ from aiohttp.web_protocol import RequestHandler
 from edged import metrics
 from edged.config.site import Front
 from edged.errors import Busy, ConfigError, HeadTooLarge, Unauthenticated
-from edged.http.connection import LINGER_S, REQUEST_LINE, Connection, Request
+from edged.http.connection import LINGER_S, Connection
+from edged.http.head import REQUEST_LINE
+from edged.http.lean import LeanConnection
 from edged.http.limits import Connections, Failures, source_of
 from edged.http.listen import address_of, listeners
 from edged.http.problems import answer
+from edged.http.request import Parsed, Request, head_bytes
 from edged.http.stream import Stream
 from edged.http.tlsstream import TlsStream
 from edged.logs import get_logger, request_id
@@ -33,7 +38,7 @@ from edged.tls import ServerTls
 log = get_logger("edged.http")
 access_log = get_logger("edged.access")
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[Parsed], Awaitable[web.StreamResponse]]
 
 REQUESTS = metrics.counter(
     "http_requests", "HTTP requests by service, method and status.", ("service", "method", "status")
@@ -66,7 +71,7 @@ class HttpServer:
         tls: ServerTls | None,
         inherited: Sequence[socket.socket] | None = None,
         stop_deadline_s: float = 30.0,
-        max_body: int = 1 << 40,
+        lean: frozenset[str] = frozenset(),
     ) -> None:
         if front.tls and tls is None:
             raise ConfigError([f"{name}.tls: on, but no certificate is configured"])
@@ -76,6 +81,7 @@ class HttpServer:
         self.connections = Connections(front.limits.connections_per_source, front.limits.connections)
         self.failures = Failures(front.limits.failed_authentications_per_minute)
         self._handler = handler
+        self._lean = lean
         self._tls = tls if front.tls else None
         self._inherited = list(inherited or ())
         self._deadline_s = stop_deadline_s
@@ -93,7 +99,7 @@ class HttpServer:
         self.addresses = [address_of(sock) for sock in socks]
         self._room.set()
         server = web.Server(
-            self._answer,
+            cast(Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], self._answer),
             request_factory=_request,
             keepalive_timeout=self.front.limits.idle_s,
             max_line_size=REQUEST_LINE,
@@ -182,7 +188,14 @@ class HttpServer:
         return stream
 
     def _protocol(self, server: web.Server, source: str) -> Connection:
-        connection = Connection(server, self.front.limits, source=source, on_close=self._closed)
+        limits, closed = self.front.limits, self._closed
+        if self._lean:
+            methods, answer = self._lean, self._answer
+            connection: Connection = LeanConnection(
+                server, limits, source=source, on_close=closed, methods=methods, answer=answer
+            )
+        else:
+            connection = Connection(server, limits, source=source, on_close=closed)
         self._unheard.add(connection)
         return connection
 
@@ -197,28 +210,28 @@ class HttpServer:
         self._opened.dec()
         self._room.set()
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: Request) -> web.StreamResponse:
         """One request: id, limits, handler, problem, access log."""
         self._heard(request.protocol)
         started = time.perf_counter()
         rid = secrets.token_hex(8)
         mark = request_id.set(rid)
-        source = source_of(request.remote) if request.remote else "unix"
+        source = request.protocol.source
         response: web.StreamResponse | None = None
         try:
             if self.failures.blocked(source, time.time()):
                 raise Busy("too many failed authentications from this address", retry_after_s=60)  # noqa: TRY301
-            if sum(len(name) + len(value) for name, value in request.raw_headers) > self._head_bytes:
+            if head_bytes(request) > self._head_bytes:
                 raise HeadTooLarge("the request's headers are too large")  # noqa: TRY301
-            response = await self._handler(request)
+            response = await self._handler(cast(Parsed, request))  # who names lean methods takes any Request
             if UNAUTHENTICATED in response:
                 self.failures.failed(source, time.time())
         except Exception as error:  # the one place where any error becomes an answer
             if isinstance(error, Unauthenticated):
                 self.failures.failed(source, time.time())
-            if request.transport is None:
+            if request.transport is None or request.transport.is_closing():
                 raise
-            if _begun(request):
+            if request.begun:
                 log.warning("answer broken off", extra={"reason": str(error)})
                 raise  # the connection ends: the client must not take what it has for all of it
             response = answer(error)
@@ -226,13 +239,13 @@ class HttpServer:
             self._account(request, response, time.perf_counter() - started, source)
             request_id.reset(mark)
         if not response.prepared:
-            if _begun(request):
+            if request.begun:
                 raise ConnectionResetError("another answer had begun")
             response.headers["X-Request-Id"] = rid
         return response
 
     def _account(
-        self, request: web.BaseRequest, response: web.StreamResponse | None, seconds: float, source: str
+        self, request: Request, response: web.StreamResponse | None, seconds: float, source: str
     ) -> None:
         status = response.status if response is not None else 499  # the client left
         method = request.method if request.method in METHODS else "other"
@@ -244,7 +257,7 @@ class HttpServer:
                 "service": self.name,
                 "source": source,
                 "method": method,
-                "path": request.rel_url.raw_path[:1024],
+                "path": request.shown_path[:1024],
                 "status": status,
                 "bytes": response.body_length if response is not None and response.prepared else 0,
                 "seconds": round(seconds, 6),
@@ -258,12 +271,8 @@ def _request(
     protocol: RequestHandler,
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
-) -> Request:
-    return Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
-
-
-def _begun(request: web.BaseRequest) -> bool:
-    return isinstance(request, Request) and request.begun
+) -> Parsed:
+    return Parsed(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from edged.accounts.api import Files
 from edged.errors import BadRequest, Denied, EdgeError, NotFound, Unauthenticated
 from edged.http.api import bearer
+from edged.http.request import Request, parsed
 from edged.identity.client import Verdicts
 from edged.identity.words import Action, Capability, Verdict
 from edged.logs import get_logger
@@ -52,7 +53,7 @@ class Endpoint:
         self._verbs = verbs
         self._finding, self._index, self._well_known = views
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: Request) -> web.StreamResponse:
         """Answer one request. Unauthenticated goes on to the server, which counts it."""
         try:
             return await self._answer(request)
@@ -64,7 +65,7 @@ class Endpoint:
             response.force_close()  # the rest of the body is not taken: say so
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: Request) -> web.StreamResponse:
         raw = request.raw_path
         if request.method == "OPTIONS":
             allow = ("Allow", ALLOW)
@@ -83,7 +84,7 @@ class Endpoint:
         exchange = Exchange(request, request.method, found, verdict, token, self._identity, self._files)
         return await verb(exchange)
 
-    async def _caller(self, request: web.BaseRequest, path: str) -> tuple[Verdict, str, Target | Above]:
+    async def _caller(self, request: Request, path: str) -> tuple[Verdict, str, Target | Above]:
         """Who asks and for what; a caller without proof learns nothing about names."""
         if "Authorization" in request.headers:
             token = bearer(request)
@@ -99,9 +100,9 @@ class Endpoint:
         verdict = await self._identity.asserted(ANONYMOUS, export.anonymous)  # type: ignore[arg-type]
         return _reading_only(verdict, export.vo), "", found
 
-    async def _above(self, request: web.BaseRequest, above: Above, verdict: Verdict) -> web.StreamResponse:
+    async def _above(self, request: Request, above: Above, verdict: Verdict) -> web.StreamResponse:
         if request.method == "PROPFIND":
-            return await self._finding.above(request, above, verdict.vo)
+            return await self._finding.above(parsed(request), above, verdict.vo)
         if request.method == "GET":
             return self._index.above(above, verdict.vo)
         if request.method == "HEAD":

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
-from aiohttp import web
 
 from edged.accounts.api import Entry, Files
 from edged.errors import (
@@ -21,6 +20,7 @@ from edged.errors import (
     Unavailable,
     UnknownOutcome,
 )
+from edged.http.request import Request
 from edged.identity.client import Verdicts
 from edged.identity.words import Action, Verdict
 from edged.logs import audit, get_logger
@@ -37,7 +37,7 @@ ASK_AGAIN_S = 1.0
 class Exchange:
     """A request whose caller is known. ``token`` is empty for anonymous reading."""
 
-    request: web.BaseRequest
+    request: Request
     method: str
     target: Target
     verdict: Verdict

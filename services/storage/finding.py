@@ -11,6 +11,7 @@ from edged.accounts.api import Entry, Files, Kind
 from edged.config.storage import Storage
 from edged.errors import BadRequest, EdgeError, TooLarge
 from edged.http.api import read_body
+from edged.http.request import parsed
 from services.storage import answers, multistatus
 from services.storage.access import MODIFY, READ, STAT
 from services.storage.davxml import DAV, Name, Propfind, parse_propfind, parse_proppatch
@@ -48,7 +49,7 @@ class Finding:
     async def propfind(self, exchange: Exchange) -> web.StreamResponse:
         """207 with the resource and, at Depth 1, its members."""
         exchange.require(STAT)
-        request = parse_propfind(await read_body(exchange.request, self._config.xml_body))
+        request = parse_propfind(await read_body(parsed(exchange.request), self._config.xml_body))
         entry = await exchange.entry()
         depth = self._depth(exchange, entry)
         if depth and is_directory(entry):
@@ -58,7 +59,7 @@ class Finding:
         parts = Pieces(request)
         members = self._members(exchange, request, parts, table, depth if is_directory(entry) else 0)
         with exchange.lasting(exchange.target):
-            return await _respond(exchange.request, parts, first, members)
+            return await _respond(parsed(exchange.request), parts, first, members)
 
     def _depth(self, exchange: Exchange, entry: Entry) -> int:
         """0, 1, or the most levels for infinity. No Depth header counts as 1: nobody means the whole tree."""
@@ -135,7 +136,7 @@ class Finding:
     async def proppatch(self, exchange: Exchange) -> web.StreamResponse:
         """All changes or none (RFC 4918 §9.2); live properties are protected."""
         exchange.require(MODIFY)
-        changes = parse_proppatch(await read_body(exchange.request, self._config.xml_body))
+        changes = parse_proppatch(await read_body(parsed(exchange.request), self._config.xml_body))
         entry = await exchange.entry()
         exchange.check_conditions(None if is_directory(entry) else entry)
         await self._guard.change(exchange, exchange.target)

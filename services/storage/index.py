@@ -11,6 +11,7 @@ from edged.accounts.api import Entry, Files, Kind
 from services.storage.exchange import Exchange
 from services.storage.namespace import Above, escape
 from services.storage.properties import SECOND_NS, display_name, iso_date
+from services.storage.sending import Chunks
 
 PIECE = 500  # entries a write
 HEADERS = {
@@ -39,12 +40,10 @@ class Index:
         entries = await self._files.list(exchange.grant, exchange.target.place, limit=self._limit)
         entries = sorted(entries, key=lambda e: (e.kind is not Kind.DIRECTORY, e.name))
         base = exchange.target.href.rstrip("/") + "/"
-        response = web.StreamResponse(headers=HEADERS)
-        await response.prepare(exchange.request)
+        page = Chunks(exchange.request, 200, HEADERS.items())
         for piece in pages(exchange.target.key, base, entries):
-            await response.write(piece.encode("utf-8", "replace"))
-        await response.write_eof()
-        return response
+            await page.write(piece.encode("utf-8", "replace"))
+        return await page.end()
 
     def above(self, above: Above, vo: str) -> web.Response:
         """A collection that only leads to exports."""

@@ -12,6 +12,7 @@ from aiohttp import web
 from edged.accounts.api import Files
 from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFailed
 from edged.http.api import read_body
+from edged.http.request import parsed
 from services.storage.access import CREATE, MODIFY
 from services.storage.davxml import LockRequest, parse_lockinfo
 from services.storage.disk import Disk
@@ -35,7 +36,7 @@ class Locking:
 
     async def lock(self, exchange: Exchange) -> web.StreamResponse:
         """200 for a lock on what exists or a refresh, 201 for one that made an empty file."""
-        body = await read_body(exchange.request, self._xml_body)
+        body = await read_body(parsed(exchange.request), self._xml_body)
         entry = await exchange.look()
         exchange.require(MODIFY if entry is not None else CREATE)
         exchange.check_conditions(entry)

@@ -16,6 +16,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from edged.accounts.api import Entry
+from edged.http.request import Request
 from services.storage.disk import AHEAD, BLOCK, WINDOW, Disk, Truncated
 from services.storage.properties import http_date
 from services.storage.ranges import Span
@@ -39,7 +40,7 @@ class Sent:
         """aiohttp's responses carry notes; this one has none."""
         return False
 
-    async def prepare(self, _request: web.BaseRequest) -> None:
+    async def prepare(self, _request: Request) -> None:
         """Nothing is left to do."""
 
     async def write_eof(self) -> None:
@@ -66,7 +67,7 @@ class Connection:
 
     __slots__ = ("_protocol", "_request", "_tls", "_transport")
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: Request) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client left")
@@ -188,6 +189,31 @@ class Connection:
                     transfer.moved += sent
         finally:
             disk.close(sock)
+
+
+class Chunks:
+    """An answer whose length is not known when it begins: in chunks (RFC 9112 §7.1), or up to the close for 1.0."""
+
+    def __init__(self, request: Request, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        self._connection = Connection(request)
+        self._chunked = request.version.minor > 0
+        self._status = status
+        self._keep_alive = request.keep_alive and self._chunked
+        self._length = 0
+        fields = [*headers, ("Transfer-Encoding", "chunked")] if self._chunked else list(headers)
+        self._lead = self._connection.head(status, fields, keep_alive=self._keep_alive)
+
+    async def write(self, data: bytes) -> None:
+        """Some of it, not empty; the head goes with the first."""
+        self._length += len(data)
+        framed = b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data
+        lead, self._lead = self._lead, b""
+        await self._connection.send(lead + framed)
+
+    async def end(self) -> web.StreamResponse:
+        """All is written."""
+        await self._connection.send(self._lead + (b"0\r\n\r\n" if self._chunked else b""))
+        return cast(web.StreamResponse, Sent(self._status, self._length, keep_alive=self._keep_alive))
 
 
 async def _write_all(sock: int, data: bytes) -> None:

@@ -28,6 +28,7 @@ from services.storage.endpoint import Endpoint
 from services.storage.finding import Finding
 from services.storage.guard import Guard
 from services.storage.index import Index
+from services.storage.intake import Memory
 from services.storage.lockfile import Locks
 from services.storage.locking import Locking
 from services.storage.moving import Moving
@@ -41,7 +42,7 @@ from services.storage.transfers import Transfers
 from services.storage.upkeep import Upkeep
 from services.storage.usage import Bookkeeper, files_of
 from services.storage.wellknown import WellKnown
-from services.storage.writing import Memory, Writing
+from services.storage.writing import Writing
 
 NAME = ServiceName("storage")
 
@@ -92,6 +93,7 @@ class StorageFront:
             tls=ServerTls(config.tls) if storage.tls else None,
             inherited=context.inherited.get(NAME),
             stop_deadline_s=config.runtime.stop_deadline_s,
+            lean=frozenset({"GET", "HEAD", "PUT"}),
         )
 
     def _endpoint(self, storage: Storage, identity: Verdicts, files: Files) -> Endpoint:

@@ -14,6 +14,7 @@ from aiohttp import web
 from edged.config.storage import Storage
 from edged.errors import NotFound
 from edged.http.api import bearer
+from edged.http.request import Request
 from edged.identity.client import Verdicts
 from services.storage.faults import MethodRefused
 from services.storage.report import document
@@ -30,7 +31,7 @@ class WellKnown:
         self._spaces = spaces
         self.url = ""
 
-    async def answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+    async def answer(self, request: Request, path: str) -> web.StreamResponse:
         """Raises NotFound for everything but the report."""
         if not self._config.report or path != self._config.report:
             raise NotFound("not offered here")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from aiohttp import ClientPayloadError, web
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import web
 
 from edged.accounts.api import Entry, Files
 from edged.accounts.faults import of_os
 from edged.config.storage import Storage
 from edged.errors import BadRequest, Conflict, Denied, NotFound, PreconditionFailed, TooLarge
+from edged.http.request import Request
 from services.storage import digests
 from services.storage.access import CREATE, MODIFY
 from services.storage.conditions import etag
@@ -20,107 +18,12 @@ from services.storage.disk import Disk
 from services.storage.exchange import Exchange
 from services.storage.faults import MethodRefused
 from services.storage.guard import Guard
+from services.storage.intake import Intake, Memory, settled
 from services.storage.namespace import Target
 from services.storage.newfile import NewFile, new_file
 from services.storage.properties import is_directory
 from services.storage.sending import Connection
 from services.storage.transfers import Transfer, Transfers
-
-SMALLEST_BLOCK, LARGEST_BLOCK = 64 * 1024, 1 << 20
-SMALL = 64 * 1024  # written without a thread: goes to the page cache
-
-
-class Memory:
-    """The bytes all uploads hold before they are written; ``limit`` is for what they hold and what is joined."""
-
-    __slots__ = ("_comfortable", "held")
-
-    def __init__(self, limit: int) -> None:
-        self.held = 0
-        self._comfortable = limit // 2
-
-    def block(self) -> int:
-        """Bytes to gather before a write: large ones are cheapest, small ones when many come in at once."""
-        return LARGEST_BLOCK if self.held < self._comfortable else SMALLEST_BLOCK
-
-
-class Intake:
-    """The receiving end of one file: digests and disk writes in a thread, one block behind the network.
-
-    ``settle`` ends its use, also when it failed.
-    """
-
-    def __init__(
-        self, fd: int, disk: Disk, algorithms: Sequence[str], memory: Memory, *, at: int = 0
-    ) -> None:
-        """``at``: where in the file the first byte belongs."""
-        self.size = 0
-        self._at = at
-        self._fd = fd
-        self._disk = disk
-        self._digests = digests.Several(algorithms)
-        self._memory = memory
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._writing: asyncio.Future[None] | None = None
-
-    async def feed(self, data: bytes) -> None:
-        """Take some bytes; waits while the disk is behind."""
-        self._held.append(data)
-        self._held_bytes += len(data)
-        self._memory.held += len(data)
-        self.size += len(data)
-        if self._held_bytes >= self._memory.block():
-            await self._flush()
-
-    async def finish(self) -> dict[str, bytes]:
-        """All bytes are in: write the rest, and tell the digests."""
-        if self.size <= SMALL and self._writing is None and await self._disk.is_local(self._fd):
-            self._put(self._take())
-        else:
-            await self._flush()
-            await self.settle()
-        return self._digests.results()
-
-    async def settle(self) -> None:
-        """Until no thread uses the descriptor any more. Raises what the disk said."""
-        while self._writing is not None:
-            writing, self._writing = self._writing, None
-            await asyncio.shield(writing)
-
-    async def _flush(self) -> None:
-        await self.settle()
-        if self._held:
-            chunks = self._take()
-            self._writing = asyncio.ensure_future(self._disk.run((self._fd,), self._put, chunks))
-
-    def _take(self) -> list[bytes]:
-        chunks, self._held = self._held, []
-        self._memory.held -= self._held_bytes
-        self._held_bytes = 0
-        return chunks
-
-    def drop(self) -> None:
-        """Forget what is not written: the upload failed, or all of it is."""
-        self._take()
-
-    def _put(self, chunks: list[bytes]) -> None:
-        """Joined first: one long write costs the kernel a quarter of a vector of the network's short pieces
-        (ext4 on Linux 6.18, .4 against 2.3 CPU s/GiB), and the copy is little beside that."""
-        data = b"".join(chunks)
-        chunks.clear()
-        self._digests.update(data)
-        self._at = write_all(self._fd, data, self._at)
-
-
-def write_all(fd: int, data: bytes, at: int) -> int:
-    """Write all of it from offset ``at``; the offset after it. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(fd, view, at)
-        at += done
-        view = view[done:]
-    return at
 
 
 class Writing:
@@ -191,7 +94,8 @@ class Writing:
         if exchange.headers.get("Expect", "").lower() == "100-continue":
             connection.continue_()
         algorithms = (digests.ADLER32, *self._config.digests, *announced)
-        intake = Intake(new.fd, self._disk_of(exchange.target), algorithms, self._memory)
+        expected = exchange.request.content_length
+        intake = Intake(new.fd, self._disk_of(exchange.target), algorithms, self._memory, expected=expected)
         verdict = exchange.verdict
         with self._transfers.running(
             "write", verdict.principal, verdict.account, connection.abort
@@ -208,16 +112,12 @@ class Writing:
                 raise BadRequest(f"the body's {algorithm} is not the one announced: nothing was stored")
         return intake.size, found
 
-    async def _take_body(self, request: web.BaseRequest, intake: Intake, transfer: Transfer) -> None:
-        content, limit = request.content, self._config.upload
-        try:
-            while data := await content.readany():
-                transfer.moved += len(data)
-                if transfer.moved > limit:
-                    raise TooLarge(f"file over {limit} bytes")
-                await intake.feed(data)
-        except (ClientPayloadError, RequestPayloadError) as error:
-            raise BadRequest("the body ended early", detail=str(error)) from error
+    async def _take_body(self, request: Request, intake: Intake, transfer: Transfer) -> None:
+        body, limit = request.body, self._config.upload
+        while count := await intake.more(body):
+            transfer.moved += count
+            if transfer.moved > limit:
+                raise TooLarge(f"file over {limit} bytes")
         if request.content_length is not None and intake.size != request.content_length:
             raise BadRequest("the body ended early")
 
@@ -234,15 +134,6 @@ class Writing:
             if "If-None-Match" in exchange.headers:
                 raise PreconditionFailed("it exists by now") from error
             raise Denied("it exists by now, and the token may create but not modify") from error
-
-
-async def settled(intake: Intake) -> None:
-    """The file may become visible or go only when no thread writes to it."""
-    intake.drop()
-    try:
-        await intake.settle()
-    except OSError:
-        return  # already reported, or the upload failed for another reason
 
 
 def _refuse_partial(exchange: Exchange) -> None:

@@ -12,6 +12,7 @@ from edged import metrics
 from edged.accounts.api import Files
 from edged.config.storage import Storage, ThirdParty
 from edged.errors import BadRequest, Denied, EdgeError, NotFound, PreconditionFailed
+from edged.http.request import parsed
 from edged.identity.words import Principal
 from edged.logs import get_logger
 from services.storage.access import CREATE, MODIFY, READ
@@ -19,6 +20,7 @@ from services.storage.checksums import Checksums
 from services.storage.disk import Disk
 from services.storage.exchange import Exchange
 from services.storage.guard import Guard
+from services.storage.intake import Memory
 from services.storage.namespace import OwnNames, Target
 from services.storage.properties import is_directory
 from services.storage.thirdparty.dial import Dialer
@@ -28,7 +30,6 @@ from services.storage.thirdparty.push import Push
 from services.storage.thirdparty.remote import parse, transfer_headers
 from services.storage.thirdparty.turns import Turns
 from services.storage.transfers import Transfers
-from services.storage.writing import Memory
 
 log = get_logger("edged.storage.copies")
 
@@ -97,7 +98,7 @@ class Copies:
         """
         order = await self._order(exchange)
         response = web.StreamResponse(status=202, headers={"Content-Type": "text/plain"})
-        await response.prepare(exchange.request)
+        await response.prepare(parsed(exchange.request))
         copying = self._start(order, exchange)
         try:
             while not copying.task.done():

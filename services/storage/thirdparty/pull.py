@@ -16,6 +16,7 @@ from edged.logs import get_logger
 from services.storage import digests
 from services.storage.disk import Disk
 from services.storage.exchange import Exchange
+from services.storage.intake import Intake, Memory, settled
 from services.storage.namespace import Target
 from services.storage.newfile import new_file
 from services.storage.ranges import Span
@@ -23,7 +24,6 @@ from services.storage.thirdparty.dial import Dialer
 from services.storage.thirdparty.order import Order, Progress, Verify
 from services.storage.thirdparty.remote import parse
 from services.storage.thirdparty.wire import Answer
-from services.storage.writing import Intake, Memory, settled
 
 log = get_logger("edged.storage.pull")
 
