@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
@@ -77,8 +76,7 @@ class Connection(RequestHandler):
         """Count the place free, then aiohttp's own clean-up."""
         self._watch(None)
         self.release()
-        with suppress(AttributeError):  # never connected: the handshake failed
-            super().connection_lost(exc)
+        super().connection_lost(exc)
 
     def release(self) -> None:
         """Give the place back once."""

@@ -35,7 +35,18 @@ _PLAIN_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 class LeanConnection(Connection):
     """``methods``: those that ``answer`` takes from either way."""
 
-    __slots__ = ("_ahead", "_answer", "_given_up", "_idle", "_lean", "_methods", "_owed", "_seen", "_task")
+    __slots__ = (
+        "_ahead",
+        "_answer",
+        "_given_up",
+        "_held",
+        "_idle",
+        "_lean",
+        "_methods",
+        "_owed",
+        "_seen",
+        "_task",
+    )
 
     def __init__(
         self,
@@ -54,6 +65,7 @@ class LeanConnection(Connection):
         self._seen = 0  # bytes of it that hold no end of a head
         self._owed = 0  # bytes of a body that are aiohttp's
         self._given_up = False  # all that comes is aiohttp's
+        self._held = False  # we stopped listening, because much is ahead
         self._lean: Lean | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -113,8 +125,20 @@ class LeanConnection(Connection):
                 self._begin(head, end)
             else:
                 self._pass_on(head, end)
-        if self._busy and len(self._ahead) > self._most and isinstance(self.transport, Stream):
-            self.transport.pause_reading()  # who pipelines waits
+        self._hold()
+
+    def _hold(self) -> None:
+        """Who pipelines much waits. aiohttp has its own say while it takes a body."""
+        transport = self.transport
+        if transport is None:
+            return
+        if self._busy and len(self._ahead) > self._most:
+            self._held = True
+            transport.pause_reading()
+        elif self._held and self._task is None:
+            self._held = False
+            if not (self._reading_paused or self._buffer_paused):
+                transport.resume_reading()
 
     @property
     def _most(self) -> int:
@@ -213,6 +237,7 @@ class LeanConnection(Connection):
             transport.close()
             return
         self._keep_alive_from_now()
+        self._held = False
         transport.resume_reading()
         self._advance()
 

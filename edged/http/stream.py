@@ -20,6 +20,7 @@ from typing import Any, cast
 
 PIECE = 64 * 1024  # bytes given to a protocol at once
 TURN = 256 * 1024  # bytes one connection may bring before others have their turn
+SENT = 1 << 20  # bytes it may take: a peer as fast as we are would never make its writer wait
 _BUSY = (BlockingIOError, InterruptedError)
 _buffer = bytearray(PIECE)  # of the one loop of a process: emptied before anything else runs
 _view = memoryview(_buffer)
@@ -38,6 +39,7 @@ class Stream(asyncio.Transport):
         self._out_size = 0
         self._high = self._low = 0
         self._writing_paused = False
+        self._sent = 0  # since the writer had to wait last
         self._eof_wanted = False  # write_eof: after all that waits
         self._paused = True  # not reading for the protocol
         self._ended = False  # the peer sent its end
@@ -217,14 +219,26 @@ class Stream(asyncio.Transport):
                 self._fail(error)
                 return
             if sent == len(data):
+                self._sent += sent
+                if self._sent >= SENT and not self._writing_paused:
+                    self._pause_writing()
+                    self._loop.call_soon(self._resume_writing)
                 return
             data = bytes(memoryview(data)[sent:]) if sent else data
             self._watch_writing(self._flush)
         self._out.append(bytes(data))
         self._out_size += len(data)
         if self._out_size > self._high and not self._writing_paused:
-            self._writing_paused = True
-            self._protocol.pause_writing()
+            self._pause_writing()
+
+    def _pause_writing(self) -> None:
+        self._writing_paused, self._sent = True, 0
+        self._protocol.pause_writing()
+
+    def _resume_writing(self) -> None:
+        if self._writing_paused and self._out_size <= self._low and not self._lost:
+            self._writing_paused = False
+            self._protocol.resume_writing()
 
     def _flush(self) -> None:
         """The socket takes more."""
@@ -243,9 +257,7 @@ class Stream(asyncio.Transport):
                     self._out[0] = data[sent:]
                 break
             self._out.popleft()
-        if self._writing_paused and self._out_size <= self._low:
-            self._writing_paused = False
-            self._protocol.resume_writing()
+        self._resume_writing()
         if not self._out:  # the protocol may have written more
             self._watch_writing(None)
             if self._closing:

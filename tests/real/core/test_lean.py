@@ -385,13 +385,16 @@ async def test_a_second_head_that_never_ends_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize("ways", WAYS)
-async def test_who_pipelines_much_is_held_and_answered_in_order(ways: frozenset[str]) -> None:
+@pytest.mark.parametrize("methods", [(b"GET",), (b"OPTIONS",), (b"GET", b"OPTIONS", b"PUT")])
+async def test_who_pipelines_much_is_held_and_answered_in_order(
+    ways: frozenset[str], methods: tuple[bytes, ...]
+) -> None:
     async with _listening(ways) as (server, front):
         reader, writer = await _connected(server)
-        writer.write(_get(b"/slow"))
+        writer.write(_get(b"/slow", method=methods[0]))
         count = 3000
         for number in range(count):
-            writer.write(_get(b"/n%d" % number))
+            writer.write(_get(b"/n%d" % number, method=methods[number % len(methods)]))
         writer.write(LAST)
         async with asyncio.timeout(SOON_S):
             await front.reached.wait()

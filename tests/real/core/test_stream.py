@@ -346,6 +346,25 @@ async def test_a_flood_leaves_others_their_turn(ground: Ground) -> None:
         await pushing
 
 
+async def test_a_peer_as_fast_as_we_are_leaves_others_their_turn(ground: Ground) -> None:
+    async with ground.connected() as (ours, theirs):
+        received = asyncio.create_task(asyncio.to_thread(_received, theirs, 32 << 20))
+        turns = 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(turn)
+
+        turn()
+        for _ in range(512):
+            ours.stream.write(LARGE[: 1 << 16])
+            async with asyncio.timeout(SOON_S):
+                await ours.writable.wait()
+        assert turns >= 31, "one a MiB at least, however fast it takes them"
+        assert len(await received) == 32 << 20
+
+
 async def test_a_protocol_that_fails_ends_its_connection_only(ground: Ground) -> None:
     told: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
