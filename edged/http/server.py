@@ -32,6 +32,7 @@ from edged.http.problems import answer
 from edged.http.request import Parsed, Request, head_bytes
 from edged.http.stream import Stream
 from edged.http.tlsstream import TlsStream
+from edged.http.turns import Turns
 from edged.logs import get_logger, request_id
 from edged.tls import ServerTls
 
@@ -52,6 +53,7 @@ REFUSED = metrics.counter(
 )
 
 UNAUTHENTICATED = "edged.unauthenticated"  # a handler's own refusal of a credential: response[it] = True
+ACCEPTS = 32  # at once
 FIRST_REQUEST_S = 1.0  # when stopping: for connections accepted already to say what they came for
 METHODS = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "MKCOL", "PROPFIND", "PROPPATCH"}
@@ -87,6 +89,7 @@ class HttpServer:
         self._deadline_s = stop_deadline_s
         self._room = asyncio.Event()
         self._handshakes: set[asyncio.Task[None]] = set()
+        self._turns = Turns()
         self._unheard: set[RequestHandler] = set()  # connections that have not sent a request yet
         self._all_heard = asyncio.Event()
         self._head_bytes = front.limits.header_bytes
@@ -141,6 +144,8 @@ class HttpServer:
     async def _accept(self, listener: socket.socket, server: web.Server, tasks: asyncio.TaskGroup) -> None:
         """Take connections while there is room; the rest waits in the kernel's backlog."""
         while True:
+            if len(self._handshakes) % ACCEPTS == ACCEPTS - 1:
+                await asyncio.sleep(0)  # a flood of them: everybody else has a turn
             await self._room.wait()
             try:
                 sock, peer = listener.accept()  # no await between this and its task: none is lost at a stop
@@ -184,7 +189,7 @@ class HttpServer:
         if self._tls is None:
             return Stream(sock, protocol)
         stream = TlsStream(sock, protocol, self._tls.context)
-        await stream.handshake(self.front.limits.header_s)
+        await stream.handshake(self.front.limits.header_s, self._turns, protocol.source)
         return stream
 
     def _protocol(self, server: web.Server, source: str) -> Connection:

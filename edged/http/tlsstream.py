@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from edged.http.stream import Stream
+from edged.http.turns import Turns
 
 FAREWELL_S = 5.0  # for the peer to answer our close_notify
 _drained = memoryview(bytearray(16 * 1024))
@@ -44,11 +45,16 @@ class TlsStream(Stream):
         self._farewell_s = farewell_s
         self._bound: asyncio.TimerHandle | None = None
 
-    async def handshake(self, within_s: float) -> None:
-        """Raises OSError (ssl.SSLError is one) or TimeoutError; then the socket is closed."""
+    async def handshake(self, within_s: float, turns: Turns | None = None, source: str = "") -> None:
+        """Raises OSError (ssl.SSLError is one) or TimeoutError; then the socket is closed.
+
+        Each step, which may cost a signature, waits for the turn of its ``source``.
+        """
         try:
             async with asyncio.timeout(within_s):
                 while True:
+                    if turns is not None:
+                        await turns.turn(source)
                     try:
                         self._tls.do_handshake()
                     except ssl.SSLWantReadError:
