@@ -25,7 +25,7 @@ from tests.support.toml import dumps
 from tests.support.waiting import until
 from tests.support.xrootd import Done, gate, needs_xrootd
 
-pytestmark = [pytest.mark.root, needs_xrootd]
+pytestmark = [pytest.mark.root, needs_xrootd, pytest.mark.timeout(300)]  # a machine boots and installs first
 
 HOST = "edge.example.org"
 EDGED = "/opt/edged/current/bin/edged"
