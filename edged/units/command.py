@@ -45,6 +45,7 @@ def units(  # noqa: PLR0917 - click passes by name
         told = {
             "changed": [str(change.path) for change in found],
             "moved": install.moved(found),
+            "altered": install.altered(found, now),
             "wanted": now,
             "dropped": dropped,
             "diff": diff,

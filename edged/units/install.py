@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edged.units import site
 
 MARK = "# Written by `edged units`: your own changes belong in another drop-in (systemctl edit).\n"
 PREFIX = "/opt/edged/current"  # as the shipped units name the installation
+_INSTANCE = re.compile(r"@.*\.")  # edged-xrootd@NAME.service has its settings from edged-xrootd@.service
 PLACES = {"system": "etc/systemd/system", "sysusers.d": "etc/sysusers.d", "tmpfiles.d": "etc/tmpfiles.d"}
 
 
@@ -82,6 +84,16 @@ def moved(changes: list[Change]) -> list[str]:
     """Files of sockets whose settings change: an open listener cannot take them, it has to be made anew."""
     sockets = [change for change in changes if ".socket" in str(change.path) and change.before is not None]
     return [str(change.path) for change in sockets if _settings(change.before) != _settings(change.after)]
+
+
+def altered(changes: list[Change], units: Iterable[str]) -> list[str]:
+    """Those of ``units`` that were there before and have other settings now, by their own files or their template's."""
+    touched = {
+        change.path.parent.name.removesuffix(".d") if change.path.suffix == ".conf" else change.path.name
+        for change in changes
+        if change.before is not None and _settings(change.before) != _settings(change.after)
+    }
+    return [unit for unit in units if unit in touched or _INSTANCE.sub("@.", unit) in touched]
 
 
 def _settings(text: str | None) -> list[str]:

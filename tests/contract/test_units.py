@@ -62,8 +62,8 @@ def test_what_every_unit_owes(file: Path) -> None:
     for closed in ("NoNewPrivileges", "PrivateDevices", "ProtectKernelTunables", "MemoryDenyWriteExecute"):
         assert found[closed] == ["yes"], closed
     assert found["ProtectSystem"] == ["strict"]
+    assert found["Type"] == ["notify"]
     if "bin/edged xrootd" not in found["ExecStart"][0]:
-        assert found["Type"] == ["notify"]
         assert found["WatchdogSec"]
 
 
@@ -281,3 +281,29 @@ def test_only_a_moved_listener_needs_a_closed_socket(config: configuration.Confi
             update={"jobs": jobs.model_copy(update={"listen": listen, "poll_s": 9.0})}
         )
         assert len(install.moved(install.changes(install.files(changed), root))) == moved
+
+
+def test_which_units_have_other_settings(config: configuration.Config, tmp_path: Path) -> None:
+    """By their own drop-in or by their template; a comment is no setting, and what is new runs nothing old."""
+    root = tmp_path / "root"
+    install.apply(install.changes(install.files(config), root))
+    units = ["edged-xrootd@a.service", "edged-xrootd@b.service", "edged-cmsd@a.service", "edged-jobs.service"]
+    system = root / "etc/systemd/system"
+
+    def altered(**texts: str) -> list[str]:
+        wanted = {
+            **install.files(config),
+            **{Path("etc/systemd/system") / path: text for path, text in texts.items()},
+        }
+        return install.altered(install.changes(wanted, root), units)
+
+    own = f"edged-xrootd@b.service.d/{site.DROP_IN}"
+    template = "edged-xrootd@.service"
+    assert altered() == []
+    assert altered(**{own: "[Service]\nMemoryMax=1G\n"}) == [], "new"
+    (system / own).parent.mkdir(exist_ok=True)
+    (system / own).write_text(f"{install.MARK}[Service]\nMemoryMax=2G\n")
+    assert altered(**{own: "[Service]\nMemoryMax=1G\n"}) == ["edged-xrootd@b.service"]
+    assert altered(**{own: "# a word\n[Service]\nMemoryMax=2G\n"}) == []
+    now = (system / template).read_text()
+    assert altered(**{own: "[Service]\nMemoryMax=2G\n", template: now + "Nice=1\n"}) == units[:2]

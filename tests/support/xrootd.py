@@ -49,7 +49,7 @@ def gate() -> Path:
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     directory.chmod(0o755)
     library = directory / "libEdgedGate.so"
-    building.build(library)
+    building.build(library, Path("/usr/bin/xrootd"))
     return library
 
 

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 from edged.errors import Unavailable
-from services.storage.xrootd import forwarding
+from services.storage.xrootd import forwarding, installation
 
 HERE = Path(__file__).parent
 HEADERS = (Path("/usr/include/xrootd"), Path(sysconfig.get_path("include")).parent / "xrootd")
@@ -38,10 +39,32 @@ def argv(target: Path, sources: Iterable[str]) -> list[str]:
     return [compiler(), *flags, f"-I{headers()}", "-o", str(target), *(str(HERE / name) for name in sources)]
 
 
-def build(gate: Path) -> None:
-    """Make the gate, and the proxy's library beside it, replacing what is there. Raises Unavailable."""
+def build(gate: Path, server: Path) -> str:
+    """Make the gate, and the proxy's library beside it, replacing what is there. Raises Unavailable.
+
+    The version of ``server``, the xrootd it is for, is returned, and kept beside with what it was built from.
+    """
+    version = installation.shown(installation.ask_version(server))
     _build(gate, "edged_gate.cc", "edged_forward.cc")
     _build(forwarding.library(gate), "edged_way.cc")
+    _note(gate).write_text(_origin(version))
+    return version
+
+
+def current(gate: Path, version: str) -> bool:
+    """Whether what is there was built from this edged's sources for that server."""
+    built = all(file.exists() for file in (gate, forwarding.library(gate), _note(gate)))
+    return built and _note(gate).read_text() == _origin(version)
+
+
+def _note(gate: Path) -> Path:
+    return gate.with_suffix(".built")
+
+
+def _origin(version: str) -> str:
+    sources = sorted(file for file in HERE.iterdir() if file.suffix in {".cc", ".h"})
+    content = b"\0".join(file.read_bytes() for file in sources)
+    return f"{version} {sha256(content).hexdigest()}\n"
 
 
 def _build(target: Path, *sources: str) -> None:

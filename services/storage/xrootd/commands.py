@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from edged import config as configuration
+from edged import systemd
 from edged.cli import CONFIG
 from edged.config import Config
-from edged.errors import BadRequest, ConfigError
+from edged.errors import BadRequest, ConfigError, EdgeError
 from services.storage.xrootd import building, installation, planning, render
 from services.storage.xrootd.installation import Installation
 from services.storage.xrootd.plan import Instance, Plan
@@ -47,9 +48,15 @@ def show(config_file: Path, directory: Path | None) -> None:
 
 @xrootd.command("list")
 @CONFIG
-def list_instances(config_file: Path) -> None:
+@click.option("--stale", is_flag=True, help="Only the names of those that run with another configuration.")
+def list_instances(config_file: Path, stale: bool) -> None:
     """The instances: name, account, port, programs. Their units are edged-xrootd@NAME and edged-cmsd@NAME."""
-    _, plan, _ = _plan(config_file)
+    config, plan, installed = _plan(config_file)
+    if stale:
+        for one in plan.instances:
+            if _stale(config, plan, one, installed):
+                click.echo(one.name)
+        return
     for one in plan.instances:
         shown = ",".join(export.prefix for export in one.exports) or "-"
         click.echo(f"{one.name}  {one.role}  {one.account}  {one.port}  {'+'.join(one.programs)}  {shown}")
@@ -72,6 +79,7 @@ def execute(config_file: Path, name: str, cmsd: bool) -> None:
     argv = prepared.argv(program)
     prepared.become_it(watched=False)
     os.chdir(instance.directory / render.ADMIN)  # the server makes a directory of its name where it starts
+    systemd.notify("READY=1")  # what is in the directory stands: the cmsd may read it
     os.execvpe(argv[0], argv, prepared.environment())  # noqa: S606 - a fixed program, no shell
 
 
@@ -101,15 +109,29 @@ def client_config(config_file: Path, form: str) -> None:
 
 @xrootd.command("build")
 @CONFIG
-def build(config_file: Path) -> None:
+@click.option(
+    "--if-needed", is_flag=True, help="Only when this edged or the server is another than it was built for."
+)
+def build(config_file: Path, if_needed: bool) -> None:
     """Compile edged's gate for the server installed here. Run it as root, and after upgrades of xrootd."""
     config = configuration.load(config_file)
     settings = config.storage.xrootd if config.storage else None
     if settings is None:
         raise ConfigError(["storage.xrootd: no such section"])
-    building.build(settings.gate)
-    version = ".".join(map(str, installation.ask_version(settings.bin / "xrootd")))
+    server = settings.bin / "xrootd"
+    if if_needed and building.current(settings.gate, installation.shown(installation.ask_version(server))):
+        click.echo(f"{settings.gate}: as it should be")
+        return
+    version = building.build(settings.gate, server)
     click.echo(f"{settings.gate}: built for xrootd {version}")
+
+
+def _stale(config: Config, plan: Plan, one: Instance, installed: Installation) -> bool:
+    try:
+        return Prepared(config, plan, one, installed).stale
+    except EdgeError as error:  # its own start says it too; the others are not held up
+        click.echo(f"{one.name}: {error}", err=True)
+        return True
 
 
 def _plan(config_file: Path) -> tuple[Config, Plan, Installation]:

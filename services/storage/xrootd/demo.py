@@ -163,7 +163,7 @@ def _hashed(demo: Demo) -> Path:
 
 def _built(gate: Path) -> bool:
     try:
-        building.build(gate)
+        building.build(gate, Path("/usr/bin/xrootd"))
     except EdgeError:
         return False
     return True

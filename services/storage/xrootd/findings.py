@@ -9,7 +9,8 @@ from pathlib import Path
 from edged.config import Config
 from edged.doctor import Finding
 from edged.errors import EdgeError
-from services.storage.xrootd import planning, probe, probing
+from services.storage.xrootd import building, planning, probe, probing
+from services.storage.xrootd.installation import Installation
 from services.storage.xrootd.plan import Instance, Plan, Role
 from services.storage.xrootd.probe import Outcome
 from services.storage.xrootd.probekey import ProbeKey
@@ -27,7 +28,7 @@ async def findings(config: Config) -> list[Finding]:
         plan, installed = await asyncio.to_thread(planning.make, config)
     except EdgeError as error:
         return [Finding(PART, ok=False, text=error.message, advice=error.detail)]
-    found = [Finding(PART, ok=True, text=f"xrootd {installed.shown} with edged's gate {installed.gate}")]
+    found = [_gate(installed)]
     found += [
         Finding(PART, ok=False, text=f"{label} is not shown: {why}") for label, why in plan.refused.items()
     ]
@@ -41,6 +42,14 @@ async def findings(config: Config) -> list[Finding]:
             Finding(PART, ok=False, text=f"the probes' key cannot be read: {error}", advice=advice),
         ]
     return found + await _probed(config, plan, key)
+
+
+def _gate(installed: Installation) -> Finding:
+    text = f"xrootd {installed.shown} with edged's gate {installed.gate}"
+    if building.current(installed.gate, installed.shown):
+        return Finding(PART, ok=True, text=text)
+    why = "which was built from another edged's sources, or for another xrootd"
+    return Finding(PART, ok=False, text=f"{text}, {why}", advice=f"run `{planning.BUILD}`")
 
 
 def _directory(gate: Path) -> Iterator[Finding]:

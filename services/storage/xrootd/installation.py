@@ -32,7 +32,12 @@ class Installation:
     @property
     def shown(self) -> str:
         """The version as upstream writes it."""
-        return "v" + ".".join(map(str, self.version))
+        return shown(self.version)
+
+
+def shown(version: tuple[int, ...]) -> str:
+    """A version as upstream writes it."""
+    return "v" + ".".join(map(str, version))
 
 
 def look(settings: Xrootd) -> Installation:

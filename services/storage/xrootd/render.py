@@ -16,13 +16,14 @@ from services.storage.xrootd.plan import Instance, Plan, Role, Shown
 
 HEADER = "# Written by edged from edged.toml; changes here are lost. `edged xrootd render` shows what it would write.\n"
 PROBE_ISSUER = "https://probe.edged.invalid/"  # signs the probes' tokens; its key never leaves this machine
-CONFIG, SCITOKENS, TREE, ADMIN, CERTIFICATE, KEY = (
+CONFIG, SCITOKENS, TREE, ADMIN, CERTIFICATE, KEY, STAMP = (
     "xrootd.cfg",
     "scitokens.cfg",
     "tree",
     "admin",
     "cert.pem",
     "key.pem",
+    "stamp",
 )
 
 

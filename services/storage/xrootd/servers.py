@@ -31,7 +31,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Prepared:
-    """Everything an instance needs, written down. ``stamp`` changes when any of it does."""
+    """Everything an instance needs, written down. ``stamp`` changes when any of it does, and lies beside it."""
 
     def __init__(self, config: Config, plan: Plan, instance: Instance, installed: Installation) -> None:
         self.instance = instance
@@ -41,9 +41,18 @@ class Prepared:
         self._gate = installed.gate
         report = f"127.0.0.1:{plan.settings.report_port}"
         self._files = render.files(config, plan, instance, installed, report=report)
-        self._tls = tls_files(config) if instance.role is not Role.PROXY else None
-        parts = [*self._files.values(), repr(self._secrets()), repr(self._own()), installed.shown]
-        self.stamp = sha256("\0".join(parts).encode()).hexdigest()
+        # their content, wherever they lie: a unit has copies
+        self._secrets = [_read(file) for file in tls_files(config)] if instance.role is not Role.PROXY else []
+        parts = [*self._files.values(), repr(self._own()), installed.shown]
+        self.stamp = sha256(b"\0".join([*map(str.encode, parts), *self._secrets])).hexdigest()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the directory, and so the server that started from it, is not what would be written now."""
+        try:
+            return (self.instance.directory / render.STAMP).read_text() != self.stamp
+        except OSError:
+            return True
 
     def write(self) -> None:
         """Make the directory. Only ``admin`` and the key are the account's: the rest it may not change."""
@@ -54,10 +63,10 @@ class Prepared:
             self._make_admin(directory / render.ADMIN)
             for name, content in self._files.items():
                 _replace(directory / name, content.encode(), 0o644)
-            if self._tls is not None:
-                certificate, key = self._tls
-                _replace(directory / render.CERTIFICATE, certificate.read_bytes(), 0o644)
-                _replace(directory / render.KEY, key.read_bytes(), 0o400, self._give)
+            if self._secrets:
+                certificate, key = self._secrets
+                _replace(directory / render.CERTIFICATE, certificate, 0o644)
+                _replace(directory / render.KEY, key, 0o400, self._give)
             tree = directory / render.TREE
             shutil.rmtree(tree, ignore_errors=True)
             tree.mkdir(mode=0o755)
@@ -65,6 +74,7 @@ class Prepared:
                 link = tree / name
                 link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 link.symlink_to(root)
+            _replace(directory / render.STAMP, self.stamp.encode(), 0o644)
 
     def _make_admin(self, admin: Path) -> None:
         """Where the server and its cmsd meet. It stays: the other one may run, and a unit's root cannot empty it."""
@@ -131,9 +141,6 @@ class Prepared:
         """edged's libraries in it: a rebuilt one is loaded at once."""
         return tuple(_stamp(file) for file in (self._gate, forwarding.library(self._gate)))
 
-    def _secrets(self) -> tuple[tuple[int, int], ...]:
-        return tuple(_stamp(file) for file in self._tls or ())
-
 
 def account_of(config: Config, instance: Instance) -> Account:
     """Whom it runs as. Raises Denied below the minimum uid, and for accounts this machine lacks."""
@@ -197,6 +204,13 @@ def _alone(directory: Path) -> Iterator[None]:
     finally:
         os.umask(before)
         os.close(fd)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"tls: {file}: {error.strerror}"]) from error
 
 
 def _owner(path: Path) -> int:

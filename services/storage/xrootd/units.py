@@ -27,7 +27,9 @@ def units(config: Config) -> dict[str, list[str]]:
 
 
 def _roots(config: Config, one: Instance) -> list[Path]:
-    """What the instance writes besides its own directory."""
+    """What the instance writes besides its own directory; a redirector nothing."""
+    if one.role is Role.MANAGER:
+        return []
     settings = config.storage.xrootd if config.storage else None
     if one.role is Role.PROXY and settings is not None and settings.proxy is not None:
         return [settings.proxy.cache]

@@ -13,21 +13,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edged.identity.testca import HostFiles
 from edged.identity.testissuer import AUDIENCE
-from tests.support.edge import Edge, bare, wheelhouse
+from tests.support.edge import Edge, Played, bare, wheelhouse, write_inventory
 from tests.support.local_accounts import ATLPRD, CMSPRD
 from tests.support.machine import CannotBoot, Machine
-from tests.support.toml import dumps
 from tests.support.waiting import until
 from tests.support.xrootd import Done, gate, needs_xrootd
 
-pytestmark = [pytest.mark.root, needs_xrootd, pytest.mark.timeout(300)]  # a machine boots and installs first
+pytestmark = [pytest.mark.root, needs_xrootd, pytest.mark.timeout(900)]  # a machine boots and plays
 
 HOST = "edge.example.org"
+ROOTS = {"cms": "/srv/cms", "atlas": "/srv/atlas"}
 EDGED = "/opt/edged/current/bin/edged"
 CMS, ATLAS, MANAGER = "cms-cmsprd", "atlas-atlprd", "redirector"
 PROGRAMS = ("xrootd", "cmsd", "xrdcp", "xrdfs")
@@ -41,6 +41,12 @@ class Units:
     """The machine with the units on it."""
 
     edge: Edge
+    wheels: Path
+
+    def play(self, roots: dict[str, str]) -> Played:
+        """The roles, with the exports' roots."""
+        write_inventory(self.edge, **_site(self.edge, roots))
+        return self.edge.play(edged_wheelhouse=str(self.wheels))
 
     @property
     def machine(self) -> Machine:
@@ -79,50 +85,44 @@ def _give_xrootd(machine: Machine) -> None:
         target = Path(f"/proc/{machine.leader}/root{file}")
         if not target.exists():
             machine.copy(file, str(file))
-    for library in gate().parent.glob("*.so"):
-        machine.copy(library, f"/usr/local/lib/edged/{library.name}")
+    for file in gate().parent.iterdir():  # built here: there is no compiler in there
+        machine.copy(file, f"/usr/local/lib/edged/{file.name}")
     machine.run("ldconfig")
 
 
-def _config(host: HostFiles, edge: Edge) -> dict[str, object]:
+def _site(edge: Edge, roots: dict[str, str]) -> dict[str, Any]:
+    """The inventory's words. Both VOs have one issuer: a token's group tells them apart."""
     vos = {"cms": CMSPRD, "atlas": ATLPRD}
     return {
-        "site": {"name": "TEST", "host": HOST},
-        "tls": {"certificate": "/etc/grid-security/hostcert.pem", "key": "/etc/grid-security/hostkey.pem",
-                "ca_file": "/etc/grid-security/ca.pem"},
-        "issuer": [{"url": edge.issuer.url, "audience": [AUDIENCE], "jwks_file": "/etc/edged-jwks.json", "vo": "cms"}],
-        "mapping": [
-            {"issuer": edge.issuer.url, "groups": [f"/{vo}"], "account": account.name, "vo": vo}
-            for vo, account in vos.items()
-        ],
-        "storage": {
-            "listen": ["0.0.0.0:8443"],
-            "xrootd": {"probe_s": 1.0, "startup_s": 3},
-            "export": [{"prefix": f"/{vo}", "root": f"/srv/{vo}", "vo": vo} for vo in vos],
+        "edged_host": HOST,
+        "edged_site_create_accounts": False,
+        "edged_site_create_roots": False,
+        "edged_config": {
+            "tls": {"ca_file": "/etc/grid-security/ca.pem"},
+            "storage": {"listen": ["0.0.0.0:8443"], "xrootd": {"probe_s": 1.0, "startup_s": 3}},
+        },
+        "edged_site_vos": {},
+        "edged_site_queues": [],
+        "edged_site_extra": {
+            "issuer": [
+                {"url": edge.issuer.url, "audience": [AUDIENCE], "jwks_file": "/etc/edged-jwks.json", "vo": "cms"}
+            ],
+            "mapping": [
+                {"issuer": edge.issuer.url, "groups": [f"/{vo}"], "account": account.name, "vo": vo}
+                for vo, account in vos.items()
+            ],
+            "storage": {"export": [{"prefix": f"/{vo}", "root": roots[vo], "vo": vo} for vo in vos]},
         },
     }  # fmt: skip
 
 
-def _install(edge: Edge, wheels: Path) -> None:
-    """By hand, as systemd/README.md says."""
+def _prepare(edge: Edge) -> None:
+    """The machine before edged comes: accounts, their files, the host certificate."""
     machine = edge.machine
-    machine.copy(wheels, "/opt/wheels.tar")
-    machine.run("sh", "-c", "mkdir -p /opt/wheels /opt/edged && tar -C /opt/wheels -xf /opt/wheels.tar")
-    machine.run("python3", "-m", "venv", "/opt/edged/current")
-    machine.run("/opt/edged/current/bin/pip", "install", "-q", "--no-index", "--find-links", "/opt/wheels",
-                "--no-compile", "edged", limit_s=240)  # fmt: skip
-    client = importlib.util.find_spec("XRootD")
-    assert client is not None and client.origin is not None
-    here = Path(client.origin).parents[1]
-    there = machine.read("/opt/edged/current/bin/python", "-c", PURELIB)
-    for part in (*here.glob("*xrootd*"), here / "XRootD"):  # the probes' client, an extra
-        machine.copy(part, f"{there}/{part.name}")
     for account in (CMSPRD, ATLPRD):
         machine.run("useradd", "-u", str(account.uid), "-U", "-M", account.name)
-        machine.run(
-            "install", "-d", "-o", account.name, "-m", "0750", f"/srv/{account.name.removesuffix('prd')}"
-        )
-    machine.run("sh", "-c", "mv /srv/atl /srv/atlas")
+    for root, owner in (("cms", CMSPRD), ("atlas", ATLPRD), ("atlas2", ATLPRD)):
+        machine.run("install", "-d", "-o", owner.name, "-m", "0750", f"/srv/{root}")
     machine.write("/etc/hosts", f"127.0.0.1 localhost\n{machine.address} {HOST} edge\n")
     machine.run("hostname", HOST)
     host = edge.issuer.ca.host(HOST, machine.address)
@@ -131,11 +131,17 @@ def _install(edge: Edge, wheels: Path) -> None:
     machine.copy(edge.issuer.ca.file, "/etc/grid-security/ca.pem")
     machine.copy(edge.issuer.ca.file, "/etc/grid-security/certificates/ca.pem")
     machine.run("openssl", "rehash", "/etc/grid-security/certificates")
-    machine.write("/etc/edged/edged.toml", dumps(_config(host, edge)))
-    machine.run(EDGED, "units")
-    machine.run("systemd-sysusers")
-    machine.run("systemd-tmpfiles", "--create", check=False)
-    machine.run("systemctl", "daemon-reload")
+
+
+def _give_client(machine: Machine) -> None:
+    """The probes' client, an extra that no index has as a wheel."""
+    client = importlib.util.find_spec("XRootD")
+    assert client is not None and client.origin is not None
+    here = Path(client.origin).parents[1]
+    there = machine.read("readlink", "-f", machine.read("/opt/edged/current/bin/python", "-c", PURELIB))
+    for part in (*here.glob("*xrootd*"), here / "XRootD"):
+        machine.copy(part, f"{there}/{part.name}")
+    machine.run("systemctl", "restart", "edged-xrootd.service")
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +152,10 @@ def units() -> Iterator[Units]:
         try:
             with bare(scratch, "xrd") as edge:
                 _give_xrootd(edge.machine)
-                _install(edge, wheelhouse())
-                edge.machine.run("systemctl", "start", "edged.target")
-                made = Units(edge)
+                _prepare(edge)
+                made = Units(edge, wheelhouse())
+                made.play(ROOTS)
+                _give_client(edge.machine)
                 until(lambda: made.answers() and made.answers("atlas"), "both VOs are served", 90, 0.5)
                 yield made
         except CannotBoot as why:
@@ -224,3 +231,40 @@ def test_the_doctor_looks_at_every_server(units: Units) -> None:
     said = units.machine.run(EDGED, "doctor", check=False).stdout
     for name in (CMS, ATLAS, MANAGER):
         assert re.search(rf"{name} at roots://\S+: make, write, checksum, vector, remove in", said), said
+
+
+def test_a_change_restarts_only_the_servers_it_changes(units: Units) -> None:
+    """Another root for one VO: its server is another one; nobody else's transfers end."""
+    every = [
+        f"edged-{program}@{name}.service" for name in (CMS, ATLAS, MANAGER) for program in ("xrootd", "cmsd")
+    ]
+    before = {unit: units.pid(unit) for unit in every}
+    front = units.pid("edged-storage.service")
+    changed = units.play({**ROOTS, "atlas": "/srv/atlas2"})
+    assert changed.changed > 0
+    same = {unit for unit in every if units.pid(unit) == before[unit]}
+    assert same == {unit for unit in every if ATLAS not in unit}, changed.output[-3000:]
+    assert units.pid("edged-storage.service") != front, "our own services take it by a restart"
+    until(lambda: units.answers("atlas"), "the changed one serves", 60, 0.5)
+    units.machine.write("/root/source", b"elsewhere")
+    assert units.client("xrdcp", "-s", "-f", "/root/source", f"roots://{HOST}:1094//atlas/moved", vo="atlas")
+    assert units.machine.read("cat", "/srv/atlas2/moved") == "elsewhere"
+    after = {unit: units.pid(unit) for unit in every}
+    again = units.play({**ROOTS, "atlas": "/srv/atlas2"})
+    assert again.changed == 0, again.output[-3000:]
+    assert {unit: units.pid(unit) for unit in every} == after
+
+
+def test_the_servers_stop_and_start_with_the_target(units: Units) -> None:
+    every = [
+        f"edged-{program}@{name}.service" for name in (CMS, ATLAS, MANAGER) for program in ("xrootd", "cmsd")
+    ]
+    before = {unit: units.pid(unit) for unit in every}
+    assert 0 not in before.values()
+    units.machine.run("systemctl", "stop", "edged.target", limit_s=120)
+    assert {units.machine.property(unit, "ActiveState") for unit in every} == {"inactive"}
+    assert units.machine.run("pgrep", "-x", "xrootd|cmsd", check=False).stdout == ""
+    units.machine.run("systemctl", "start", "edged.target", limit_s=120)
+    assert {units.machine.property(unit, "ActiveState") for unit in every} == {"active"}
+    assert not {units.pid(unit) for unit in every} & {0, *before.values()}
+    until(lambda: units.answers() and units.answers("atlas"), "both VOs are served again", 60, 0.5)

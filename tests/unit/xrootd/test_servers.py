@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from edged.config import Config, parse
+from edged.errors import ConfigError
 from services.storage.xrootd import keystore, render
 from services.storage.xrootd.installation import Installation
 from services.storage.xrootd.plan import plan
@@ -31,7 +34,10 @@ def configured(directory: Path) -> Config:
 
 
 def prepared(directory: Path) -> Prepared:
-    config = configured(directory)
+    return of(configured(directory), directory)
+
+
+def of(config: Config, directory: Path) -> Prepared:
     found = plan(config, host="edge.example.org", own="me", multiuser=False)
     assert found is not None
     installed = Installation((5, 5, 3), Path("/usr/bin"), directory / "libEdgedGate.so")
@@ -66,3 +72,32 @@ def test_where_the_pair_meets_stays(tmp_path: Path) -> None:
     socket.write_text("in use")
     prepared(tmp_path).write()
     assert socket.read_text() == "in use"
+
+
+def test_a_server_is_stale_when_what_it_started_from_would_be_another_now(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    assert one.stale, "never written"
+    one.write()
+    assert not prepared(tmp_path).stale
+    for name in ("cert", "key"):  # the same bytes in another file, as a unit has them
+        (tmp_path / name).unlink()
+    assert not prepared(tmp_path).stale
+    (tmp_path / "libEdgedGate.so").write_bytes(b"rebuilt")
+    assert prepared(tmp_path).stale
+    prepared(tmp_path).write()
+    config = configured(tmp_path)
+    (tmp_path / "key").write_text("renewed")
+    assert of(config, tmp_path).stale
+    of(config, tmp_path).write()
+    assert not of(config, tmp_path).stale
+    export = config.storage.exports[0].model_copy(update={"root": Path("/gpfs/elsewhere")})  # type: ignore[union-attr]
+    storage = config.storage.model_copy(update={"exports": (export,)})  # type: ignore[union-attr]
+    assert of(config.model_copy(update={"storage": storage}), tmp_path).stale
+
+
+def test_a_key_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    (tmp_path / "key").unlink()
+    with pytest.raises(ConfigError) as refused:
+        of(config, tmp_path)
+    assert refused.value.problems == [f"tls: {tmp_path}/key: No such file or directory"]
