@@ -12,7 +12,7 @@ import click
 from edged import config as configuration
 from edged import doctor
 from edged.accounts.beneath import missing_kernel_support
-from edged.config import Config
+from edged.config import Config, given
 from edged.doctor import Finding
 from edged.errors import ConfigError
 
@@ -63,7 +63,7 @@ def checked(file: Path, proposed: Path | None, replacing: Path | None, *, connec
             config = configuration.load(proposed or file)
     except ConfigError as error:
         return Checked(error.problems, tried=[] if connect else None)
-    found = Checked(missing_kernel_support(), list(configuration.warnings(config)))
+    found = Checked(missing_kernel_support(), [*configuration.warnings(config), *given.missing(config)])
     if connect:
         found.tried = [] if found.errors else _tried(config)
     return found

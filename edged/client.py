@@ -27,6 +27,7 @@ from edged.errors import (
     Unauthenticated,
     Unavailable,
     Unsupported,
+    words_of,
 )
 
 _KINDS: dict[int, type[EdgeError]] = {
@@ -95,7 +96,7 @@ class ApiClient:
                     raise _raised(response.status, await response.read())
                 yield response
         except aiohttp.ClientError as error:
-            raise Unavailable(f"{self.url}: {error}") from error
+            raise Unavailable(f"{self.url}: {words_of(error)}") from error
 
 
 def _raised(status: int, raw: bytes) -> EdgeError:

@@ -81,11 +81,13 @@ async def _asked(name: str, examine: Examine, config: Config, deadline_s: float)
         return [Finding(name, False, f"cannot be examined: {error}", "run it as root, on the edge itself")]
 
 
-def told(findings: list[Finding]) -> str:
-    """For a terminal: what is wrong first within each part, with what to do."""
+def told(findings: list[Finding], *, only_wrong: bool = False) -> str:
+    """For a terminal, each finding with what to do."""
     width = max((len(finding.part) for finding in findings), default=0)
     lines: list[str] = []
     for finding in findings:
+        if only_wrong and finding.ok:
+            continue
         mark = "ok   " if finding.ok else "WRONG"
         lines.append(f"{mark}  {finding.part.ljust(width)}  {finding.text}")
         if not finding.ok and finding.advice:
@@ -107,6 +109,9 @@ def doctor(part: tuple[str, ...], config_file: Path, as_json: bool, wrong: bool)
     from edged import config as configuration
 
     findings = asyncio.run(examined(configuration.load(config_file), part))
-    shown = [finding for finding in findings if not (wrong and finding.ok)]
-    click.echo(json.dumps([asdict(finding) for finding in shown], indent=2) if as_json else told(shown))
+    if as_json:
+        shown = [asdict(finding) for finding in findings if not (wrong and finding.ok)]
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        click.echo(told(findings, only_wrong=wrong))
     sys.exit(0 if all(finding.ok for finding in findings) else 1)

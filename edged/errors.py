@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -23,6 +24,14 @@ class EdgeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.detail})" if self.detail else self.message
+
+
+_OBJECT = re.compile(r" ssl:(<[^>]*>|\w+)")  # aiohttp names the TLS context it was given
+
+
+def words_of(error: BaseException) -> str:
+    """What a library's error says, for people; its class where it says nothing."""
+    return _OBJECT.sub("", str(error)) or type(error).__name__
 
 
 class BadRequest(EdgeError):

@@ -123,6 +123,11 @@ class Health:
     stopping: bool = False
     started_at: float = field(default_factory=time.time)
 
+    def told(self) -> str:
+        """For the service manager's status line."""
+        problems = self.problems()
+        return "; ".join(f"{part}: {why}" for part, why in problems.items()) if problems else "ready"
+
     def problems(self) -> dict[str, str]:
         """Part name → why it is not ready; empty means ready."""
         if not self.started:
@@ -165,12 +170,12 @@ async def run(
         health.started = True
         if on_ready is not None:
             on_ready()
-        systemd.notify("READY=1")
+        systemd.notify("READY=1", status=health.told())
         watchdog = tasks.create_task(_watchdog(health))
         stack.callback(watchdog.cancel)
         await stop.wait()
         health.stopping = True
-        systemd.notify("STOPPING=1")
+        systemd.notify("STOPPING=1", status="finishing what was accepted")
         log.info("stopping")
 
 
@@ -197,5 +202,5 @@ async def _watchdog(health: Health) -> None:
     if period is None:
         return
     while True:
-        systemd.notify("WATCHDOG=1")
+        systemd.notify("WATCHDOG=1", status=health.told())
         await asyncio.sleep(period)

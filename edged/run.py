@@ -31,7 +31,11 @@ Inherited = dict[str, list[socket.socket]]
 
 def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], None] | None = None) -> int:
     """Run until told to stop; returns the exit status: 0 stopped, 1 a part died, 2 configuration."""
-    config = configuration.load(config_file)
+    try:
+        config = configuration.load(config_file)
+    except ConfigError as error:
+        systemd.notify("", status=f"{error}; see `edged check`")
+        raise
     logs.setup(level=config.log.level, form=config.log.format, audit_file=config.log.audit_file)
     index, passed = workers.from_environment()
     inherited = {**systemd.inherited_sockets(), **passed}
@@ -45,7 +49,9 @@ def main(config_file: Path, only: tuple[str, ...] = (), on_ready: Callable[[], N
         uvloop.run(serve(config, config_file, only, inherited=inherited, worker=index, on_ready=on_ready))
     except* ConfigError as group:
         status = 2
-        for problem in _problems(group):
+        problems = _problems(group)
+        systemd.notify("", status="; ".join(problems))
+        for problem in problems:
             print(f"edged: {problem}", file=sys.stderr)  # noqa: T201 - for the person at the terminal
     except* Exception as group:  # a part died: say which, and let the service manager start us again
         status = 1

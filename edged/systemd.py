@@ -13,8 +13,13 @@ from pathlib import Path
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
-def notify(state: str) -> None:
-    """Send ``state`` to the service manager; does nothing when there is none."""
+def notify(state: str, *, status: str = "") -> None:
+    """Send ``state`` to the service manager; does nothing when there is none.
+
+    ``status`` is what `systemctl status` shows of us, one line.
+    """
+    if status:
+        state += f"\nSTATUS={' '.join(status.split())}"
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -45,11 +45,20 @@ class ServerTls:
 
     def load(self) -> None:
         """Read certificate and key. Raises ConfigError when they cannot be used."""
+        chain = _read("tls.certificate", self.certificate)
+        _read("tls.key", self.key)
         try:
-            self.context.load_cert_chain(self.certificate, self.key)
-            leaf = x509.load_pem_x509_certificates(self.certificate.read_bytes())[0]
-        except (OSError, ValueError, ssl.SSLError) as error:
-            raise ConfigError([f"tls.certificate: {self.certificate}: {error}"]) from error
+            leaf = x509.load_pem_x509_certificates(chain)[0]
+        except ValueError as error:
+            raise ConfigError([f"tls.certificate: {self.certificate}: no certificate in PEM"]) from error
+        try:
+            self.context.load_cert_chain(self.certificate, self.key, password=_refused)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            mismatch = getattr(error, "reason", None) == "KEY_VALUES_MISMATCH"
+            why = (
+                f"is not the key of {self.certificate}" if mismatch else "no key in PEM without a passphrase"
+            )
+            raise ConfigError([f"tls.key: {self.key}: {why}"]) from error
         EXPIRY.set(leaf.not_valid_after_utc.timestamp())
 
     def _stamp(self) -> tuple[int, int]:
@@ -65,9 +74,9 @@ class ServerTls:
             return False
         try:
             probe = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            probe.load_cert_chain(self.certificate, self.key)
+            probe.load_cert_chain(self.certificate, self.key, password=_refused)
             self.load()
-        except (OSError, ssl.SSLError, ConfigError) as error:
+        except (OSError, ValueError, ConfigError) as error:
             log.warning("new certificate refused, the old one stays", extra={"reason": str(error)})
             return False
         self._seen = stamp
@@ -79,6 +88,18 @@ class ServerTls:
         while True:
             await asyncio.sleep(CHECK_PERIOD_S)
             await asyncio.to_thread(self.refresh)
+
+
+def _read(path: str, file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{path}: {file}: {error.strerror}"]) from error
+
+
+def _refused() -> str:
+    """OpenSSL would ask the terminal for a passphrase."""
+    raise ValueError("the key has a passphrase")
 
 
 def _files(tls: Tls) -> tuple[Path, Path]:

@@ -69,7 +69,12 @@ def _prefix(value: str) -> str:
     return value
 
 
+class Given:
+    """Marks a path that the site provides: `edged check` looks whether it is there."""
+
+
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+GivenPath = Annotated[Path, AfterValidator(_absolute), Given]
 ByteSize = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 ListenAddress = Annotated[str, AfterValidator(_listen)]
 AccountNameField = Annotated[str, AfterValidator(_account)]

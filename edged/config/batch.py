@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from edged.config.base import AbsolutePath, Count, Seconds, Section, Word
+from edged.config.base import Count, GivenPath, Seconds, Section, Word
 
 SSH_PORT = 22
 
@@ -83,7 +83,7 @@ class SshCluster(Section):
     host_cas: tuple[HostKey, ...] = Field(
         default=(), description="CAs that sign the nodes' host certificates"
     )
-    known_hosts: AbsolutePath | None = Field(default=None, description="Or a known_hosts file")
+    known_hosts: GivenPath | None = Field(default=None, description="Or a known_hosts file")
     sessions: AccountPath = Field(description="Session directories there, e.g. /scratch/{account}/edged")
     keys: AccountPath | None = Field(
         default=None, description="Private key per account, readable by the jobs service; None: certificates"
@@ -126,10 +126,10 @@ class SlurmRestCluster(Section):
     url: Annotated[str, AfterValidator(_url)] = Field(
         description="unix:/run/slurmrestd.sock or https://host:6820"
     )
-    ca_file: AbsolutePath | None = Field(
+    ca_file: GivenPath | None = Field(
         default=None, description="CA of an https slurmrestd; None: the system's"
     )
-    jwt_key: AbsolutePath = Field(
+    jwt_key: GivenPath = Field(
         description="jwt_hs256.key of the cluster, readable by the identity service only"
     )
     token_s: Seconds = Field(default=300.0, ge=30.0, le=3600.0, description="Life of a token")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from edged.config.base import AbsolutePath, ByteSize, Count, ListenAddress, Seconds, Section, Word
+from edged.config.base import AbsolutePath, ByteSize, Count, GivenPath, ListenAddress, Seconds, Section, Word
 from edged.config.site import Front, HttpLimits
 
 PRIVATE = ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7")
@@ -60,7 +60,7 @@ class Repository(Section):
     hosts: tuple[Authority, ...] = Field(
         default=(), description="Other names of the stratums that clients may ask for, e.g. aliases"
     )
-    keys: tuple[AbsolutePath, ...] = Field(
+    keys: tuple[GivenPath, ...] = Field(
         default=(), description="Master public keys (PEM); set: every manifest's signature chain is checked"
     )
     geo: Literal["configured", "stratum"] = Field(

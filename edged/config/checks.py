@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from edged.config.batch import cluster_problems, cluster_warnings
 from edged.config.egress import egress_warnings
+from edged.config.listeners import listener_problems
 
 if TYPE_CHECKING:
+    from edged.config.jobs import Jobs
     from edged.config.load import Config
+
+
+SOCKET_BYTES = 107  # sun_path, unix(7)
+LONGEST_SOCKET = len("/workers/identity-api-999.sock")
 
 
 def problems(config: Config) -> Iterator[str]:
     """Errors, each ``dotted.path: what to fix``."""
+    yield from listener_problems(config)
+    yield from _sockets(config)
     yield from _edges(config)
     yield from _issuers(config)
     yield from _mappings(config)
@@ -36,11 +46,17 @@ def warnings(config: Config) -> Iterator[str]:
             yield f"issuer[{index}].audience: the any-audience lets any service that saw a token use it here"
     if config.log.audit_file is None:
         yield "log.audit_file: not set; audit lines go only to the general log"
-    yield from _shared_accounts(config)
+    yield from _exports_of_nobody(config)
     if config.jobs is not None:
         yield from cluster_warnings(config.jobs.clusters)
     if config.egress is not None:
         yield from egress_warnings(config.egress)
+
+
+def _sockets(config: Config) -> Iterator[str]:
+    room = SOCKET_BYTES - LONGEST_SOCKET
+    if (length := len(os.fsencode(config.runtime.run))) > room:
+        yield f"runtime.run: {length} bytes: at most {room}, or the paths of the sockets in it are too long for Linux"
 
 
 def _edges(config: Config) -> Iterator[str]:
@@ -67,6 +83,8 @@ def _mappings(config: Config) -> Iterator[str]:
     for index, rule in enumerate(config.mappings):
         if rule.issuer not in urls:
             yield f"mapping[{index}].issuer: no [[issuer]] has url {rule.issuer!r}"
+        if rule.account == "root" and config.accounts.mode == "accountd":
+            yield f"mapping[{index}].account: root: nobody from outside becomes root"
         if rule.queue and config.jobs and rule.queue not in {q.name for q in config.jobs.queues}:
             yield f"mapping[{index}].queue: no [[jobs.queue]] is named {rule.queue!r}"
 
@@ -79,18 +97,17 @@ def _accounts(config: Config) -> Iterator[str]:
         yield f"accounts.allowed: lacks {account!r}, which a mapping names"
 
 
+def _vos(config: Config) -> set[str]:
+    """Those that somebody's token can be of."""
+    return {issuer.vo for issuer in config.issuers} | {rule.vo for rule in config.mappings if rule.vo}
+
+
 def _vos_of_accounts(config: Config) -> dict[str, set[str]]:
     vo_of = {issuer.url: issuer.vo for issuer in config.issuers}
     found: dict[str, set[str]] = {}
     for rule in config.mappings:
         found.setdefault(rule.account, set()).add(rule.vo or vo_of.get(rule.issuer, ""))
     return found
-
-
-def _shared_accounts(config: Config) -> Iterator[str]:
-    for index, rule in enumerate(config.mappings):
-        if rule.account == "root":
-            yield f"mapping[{index}].account: root"
 
 
 def _queues(config: Config) -> Iterator[str]:
@@ -100,6 +117,7 @@ def _queues(config: Config) -> Iterator[str]:
     if config.jobs is None:
         return
     yield from cluster_problems(config.jobs.clusters)
+    yield from _batch_systems(config.jobs)
     seen: dict[str, int] = {}
     for index, queue in enumerate(config.jobs.queues):
         if queue.name in seen:
@@ -107,6 +125,17 @@ def _queues(config: Config) -> Iterator[str]:
         seen.setdefault(queue.name, index)
         if queue.default_walltime_s > queue.max_walltime_s:
             yield f"jobs.queue[{index}].default_walltime_s: above max_walltime_s"
+
+
+def _batch_systems(jobs: Jobs) -> Iterator[str]:
+    """Each is one of jobs.cluster, or a driver that is installed."""
+    known = {cluster.name for cluster in jobs.clusters}
+    known |= {point.name for point in entry_points(group="edged.batch")}
+    named = {"jobs.batch": jobs.batch}
+    named |= {f"jobs.queue[{n}].batch": queue.batch for n, queue in enumerate(jobs.queues) if queue.batch}
+    for path, batch in named.items():
+        if batch not in known:
+            yield f"{path}: no driver and no [[jobs.cluster]] is named {batch!r}; there are {', '.join(sorted(known))}"
 
 
 def _arc(config: Config) -> Iterator[str]:
@@ -154,6 +183,13 @@ def _exports(config: Config) -> Iterator[str]:
         if export.prefix in seen:
             yield f"storage.export[{index}].prefix: the same as storage.export[{seen[export.prefix]}].prefix"
         seen.setdefault(export.prefix, index)
+
+
+def _exports_of_nobody(config: Config) -> Iterator[str]:
+    vos = _vos(config)
+    for index, export in enumerate(config.storage.exports) if config.storage else ():
+        if export.vo not in vos:
+            yield f"storage.export[{index}].vo: no issuer or mapping is of VO {export.vo!r}: nobody reaches it"
 
 
 def _xrootd(config: Config) -> Iterator[str]:

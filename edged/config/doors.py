@@ -12,6 +12,7 @@ from edged.config.base import (
     AccountNameField,
     ByteSize,
     Count,
+    GivenPath,
     ListenAddress,
     Prefix,
     Seconds,
@@ -84,7 +85,7 @@ class Plugin(Section):
 
     listen: tuple[ListenAddress, ...] = Field(description="A unix socket, or loopback")
     account: AccountNameField = Field(description="Account of everything that comes this way")
-    secret_file: AbsolutePath | None = Field(
+    secret_file: GivenPath | None = Field(
         default=None, description="The API server's secret, sent as basic authentication; loopback needs it"
     )
     users: tuple[str, ...] = Field(default=(), description="Local users that may use the unix socket")
@@ -149,7 +150,7 @@ class InterLink(Section):
     listen: tuple[ListenAddress, ...] = Field(
         default=(), description="Listeners of its own; empty: on the listener of [jobs]"
     )
-    client_ca_file: AbsolutePath | None = Field(
+    client_ca_file: GivenPath | None = Field(
         default=None, description="Mutual TLS on listeners of its own: CA of the clients' certificates"
     )
     subjects: dict[str, AccountNameField] = Field(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from edged.config.base import AbsolutePath, AccountNameField, ByteSize, Count, Seconds, Section, Word
+from edged.config.base import AccountNameField, ByteSize, Count, GivenPath, Seconds, Section, Word
 from edged.config.batch import SshPeople
 from edged.config.site import Front
 from edged.errors import EdgeError
@@ -38,11 +38,11 @@ class Issuer(Section):
     )
     vo: Word = Field(description="The VO this issuer speaks for")
     profile: Literal["wlcg", "scitokens", "aarc"] = Field(default="wlcg", description="How claims are read")
-    jwks_file: AbsolutePath | None = Field(default=None, description="Local JWKS instead of discovery")
-    ca_file: AbsolutePath | None = Field(default=None, description="CA of this issuer, if not a public one")
+    jwks_file: GivenPath | None = Field(default=None, description="Local JWKS instead of discovery")
+    ca_file: GivenPath | None = Field(default=None, description="CA of this issuer, if not a public one")
     claims_from: Literal["token", "userinfo", "introspection"] = "token"
     introspection_client: str = Field(default="", description="Client id for introspection")
-    introspection_secret_file: AbsolutePath | None = None
+    introspection_secret_file: GivenPath | None = None
     audience_optional: bool = Field(
         default=False, description="EGI tokens often carry no usable aud: accept them for group mapping only"
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from edged.config.base import AbsolutePath, ByteSize, Count, Seconds, Section, Word
+from edged.config.base import AbsolutePath, ByteSize, Count, GivenPath, Seconds, Section, Word
 from edged.config.batch import Cluster
 from edged.config.doors import Arc, InterLink
 from edged.config.site import Front
@@ -117,7 +117,7 @@ class Jobs(Front):
     proxy_environment: dict[str, str] = Field(
         default={}, description="Set in every job, e.g. OSG_SQUID_LOCATION"
     )
-    slurm_conf: AbsolutePath | None = Field(default=None, description="SLURM_CONF for the clients")
+    slurm_conf: GivenPath | None = Field(default=None, description="SLURM_CONF for the clients")
     slurm_bin: AbsolutePath = Path("/usr/bin")
     arc: Arc | None = Field(default=None, description="The ARC REST door; None: it does not exist")
     interlink: InterLink | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from edged.config import checks
+from edged.config import checks, telling
 from edged.config.base import Section
 from edged.config.cache import Cache
 from edged.config.egress import Egress
@@ -61,7 +62,9 @@ def parse(tree: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError([_problem(item) for item in error.errors(include_url=False)]) from None
+        raise ConfigError(
+            [telling.problem(item, Config) for item in error.errors(include_url=False)]
+        ) from None
     problems = list(checks.problems(config))
     if problems:
         raise ConfigError(problems)
@@ -75,11 +78,18 @@ def warnings(config: Config) -> Iterable[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+    except PermissionError as error:
+        hint = "root and the services' group read it: chgrp edged, chmod 640"
+        raise ConfigError([f"{file}: {error.strerror} ({hint})"]) from None
+    except OSError as error:
+        raise ConfigError([f"{file}: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{file}: {error}"]) from None
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{file}: {error}"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file}: {error}"]) from None
+        raise ConfigError([f"{file}: {error}{_line_of(text, str(error))}"]) from None
 
 
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -96,16 +106,11 @@ def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _problem(item: Any) -> str:
-    """``storage.export[2].root: not an absolute path`` from a pydantic error."""
-    path = ""
-    for part in item["loc"]:
-        if str(part).startswith("<"):  # the tag of a union, no key of the file
-            continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    text = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        text = "unknown key (a spelling mistake, or a newer edged's)"
-    elif item["type"] == "missing":
-        text = "missing: this key is required"
-    return f"{path}: {text}"
+def _line_of(text: str, said: str) -> str:
+    """The line that is meant; TOML's own words name only its number."""
+    found = re.search(r"at line (\d+)", said)
+    lines = text.splitlines()
+    if found is None or not 0 < int(found[1]) <= len(lines):
+        return ""
+    hint = "; text stands in quotes" if said.startswith("Invalid value") else ""
+    return f": {lines[int(found[1]) - 1].strip()[:80]}{hint}"

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from edged.config.base import AbsolutePath, ByteSize, Count, Seconds, Section
+from edged.config.base import AbsolutePath, ByteSize, Count, GivenPath, Seconds, Section
 from edged.config.site import Front
 
 
@@ -16,11 +16,11 @@ class Oidc(Section):
 
     issuer: str = Field(pattern="^https://", description="The provider, exactly as its discovery names it")
     client_id: str = Field(min_length=1)
-    client_secret_file: AbsolutePath | None = Field(default=None, description="None: a public client")
+    client_secret_file: GivenPath | None = Field(default=None, description="None: a public client")
     groups: tuple[str, ...] = Field(min_length=1, description="Who may sign in: members of any of these")
     groups_claim: str = Field(default="wlcg.groups", description="Claim of the ID token that has them")
     scopes: tuple[str, ...] = ("openid", "profile", "wlcg.groups")
-    ca_file: AbsolutePath | None = Field(default=None, description="CA bundle for the provider")
+    ca_file: GivenPath | None = Field(default=None, description="CA bundle for the provider")
 
 
 class Portal(Front):
@@ -28,7 +28,7 @@ class Portal(Front):
 
     workers: Literal[1] = Field(default=1, description="Sessions are kept in its memory")
     url: str = Field(default="", description="How browsers reach it, e.g. https://edge.example.org:8445")
-    admin_token_file: AbsolutePath | None = Field(
+    admin_token_file: GivenPath | None = Field(
         default=None, description="One line of at least 32 characters: whoever has it may sign in"
     )
     oidc: Oidc | None = None

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from edged.config.base import AbsolutePath, ByteSize, Count, ListenAddress, Seconds, Section, Word
+from edged.config.base import AbsolutePath, ByteSize, Count, GivenPath, ListenAddress, Seconds, Section, Word
 
 
 class Site(Section):
@@ -25,12 +25,12 @@ class Site(Section):
 class Tls(Section):
     """The host certificate. Files are read again when they change."""
 
-    certificate: AbsolutePath | None = Field(default=None, description="PEM chain, host certificate first")
-    key: AbsolutePath | None = Field(default=None, description="PEM private key; or credential 'tls.key'")
-    ca_directory: AbsolutePath | None = Field(
+    certificate: GivenPath | None = Field(default=None, description="PEM chain, host certificate first")
+    key: GivenPath | None = Field(default=None, description="PEM private key; or credential 'tls.key'")
+    ca_directory: GivenPath | None = Field(
         default=None, description="Hashed directory of grid CAs and CRLs for X.509 clients"
     )
-    ca_file: AbsolutePath | None = Field(
+    ca_file: GivenPath | None = Field(
         default=None, description="CA bundle we trust as a client; default: system's"
     )
     minimum: Literal["1.2", "1.3"] = Field(default="1.2", description="Oldest TLS version accepted")

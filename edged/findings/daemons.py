@@ -26,7 +26,7 @@ def judged(ready: peers.Readiness) -> list[Finding]:
                 PART,
                 False,
                 f"{ready.name}: does not answer at {ready.address}",
-                f"systemctl status edged-{ready.name}; journalctl -u edged-{ready.name}",
+                f"systemctl status 'edged-{ready.name}.*'; journalctl -u 'edged-{ready.name}.*'",
             )
         ]
     if not ready.answered.not_ready:

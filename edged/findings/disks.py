@@ -34,6 +34,12 @@ def examined(key: str, place: Path) -> list[Finding]:
     found = [
         Finding(PART, free > LOW, f"{place}: {free:.0%} free", "make room: without it no job is accepted")
     ]
+    if told.f_flag & os.ST_RDONLY:
+        found.append(
+            Finding(
+                PART, False, f"{place}: is mounted read-only", "mount it writable; dmesg tells why it is not"
+            )
+        )
     if inodes <= LOW:
         found.append(
             Finding(PART, False, f"{place}: {inodes:.0%} of inodes free", "remove small files there")

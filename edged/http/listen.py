@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from edged.errors import Unavailable
+from edged.errors import ConfigError
 
 BACKLOG = 4096
 
 
 def bind(address: str, *, reuse_port: bool = False, mode: int = 0o666) -> socket.socket:
-    """A listening, non-blocking stream socket on ``host:port``, ``[v6]:port`` or ``/path``."""
+    """A listening, non-blocking stream socket on ``host:port``, ``[v6]:port`` or ``/path``.
+
+    Raises ConfigError.
+    """
     if address.startswith("/"):
         return _bind_unix(Path(address), mode)
     host, _, port = address.rpartition(":")
@@ -29,7 +33,7 @@ def bind(address: str, *, reuse_port: bool = False, mode: int = 0o666) -> socket
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"cannot listen on {address}: {error.strerror}") from error
+        raise _cannot(address, error) from error
     return sock
 
 
@@ -43,8 +47,13 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"cannot listen on {path}: {error.strerror}") from error
+        raise _cannot(str(path), error) from error
     return sock
+
+
+def _cannot(address: str, error: OSError) -> ConfigError:
+    by_whom = "; `ss -ltnp` shows by whom" if error.errno == errno.EADDRINUSE else ""
+    return ConfigError([f"cannot listen on {address}: {error.strerror}{by_whom}"])
 
 
 def address_of(sock: socket.socket) -> str:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from edged.errors import ConfigError
 
+NEWER = "run the newer edged, or bring back the archive from before it (edged state restore --replace)"
 META = sa.MetaData()
 VERSIONS = sa.Table(
     "schema_versions",
@@ -68,4 +69,4 @@ def check_version(engine: sa.Engine, migrations: tuple[Migration, ...]) -> None:
     if found < wanted:
         raise ConfigError([f"state: schema {found}, this version needs {wanted}: run `edged state migrate`"])
     if found > wanted:
-        raise ConfigError([f"state: schema {found} is newer than this version's {wanted}: upgrade edged"])
+        raise ConfigError([f"state: schema {found} is newer than this version's {wanted}: {NEWER}"])

@@ -80,11 +80,15 @@ class Store:
         except DBAPIError as error:
             raise ConfigError([f"{self.name} database: {error.orig}"]) from error
 
+    @property
+    def file(self) -> Path | None:
+        """Where it lies on a local disk, or None."""
+        name = self.engine.url.database
+        return Path(name) if name and self.engine.dialect.name == "sqlite" else None
+
     def exists(self) -> bool:
         """Whether the database was ever set up; asked before reading another process's."""
-        file = self.engine.url.database
-        local = self.engine.dialect.name == "sqlite"
-        return not (local and file and not Path(file).exists()) and not is_empty(self.engine)
+        return (self.file is None or self.file.exists()) and not is_empty(self.engine)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

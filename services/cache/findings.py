@@ -8,6 +8,7 @@ import aiohttp
 
 from edged.config import Config
 from edged.doctor import Finding
+from edged.errors import words_of
 
 PART = "upstream"
 ASK_S = 8.0
@@ -38,4 +39,4 @@ async def _asked(session: aiohttp.ClientSession, url: str) -> Finding:
             limit = 400 if url.endswith(".cvmfspublished") else 500
             return Finding(PART, response.status < limit, f"{url}: status {response.status}", ADVICE)
     except (aiohttp.ClientError, TimeoutError) as error:
-        return Finding(PART, False, f"{url}: {error or 'no answer'}", ADVICE)
+        return Finding(PART, False, f"{url}: {words_of(error)}", ADVICE)

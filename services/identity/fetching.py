@@ -17,7 +17,7 @@ from yarl import URL
 
 from edged import systemd
 from edged.config.identity import Issuer
-from edged.errors import ConfigError, Unauthenticated, Upstream, UpstreamTimeout
+from edged.errors import ConfigError, Unauthenticated, Upstream, UpstreamTimeout, words_of
 from edged.identity.keys import MAX_JWKS_BYTES, read_jwks
 
 TIMEOUT_S = 10.0
@@ -93,7 +93,7 @@ class IssuerSite:
             except TimeoutError as error:
                 raise UpstreamTimeout("the issuer does not answer in time", detail=url) from error
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise Upstream("the issuer cannot be reached", detail=f"{url}: {error}") from error
+                raise Upstream("the issuer cannot be reached", detail=f"{url}: {words_of(error)}") from error
             target = urlsplit(url)
             if target.scheme != "https" or target.netloc != host or method != "GET":
                 raise Upstream("the issuer redirects to another place", detail=url)

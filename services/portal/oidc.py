@@ -20,7 +20,7 @@ import msgspec
 from edged import systemd
 from edged.config.portal import Oidc
 from edged.config.site import Tls
-from edged.errors import BadRequest, Denied, Upstream
+from edged.errors import BadRequest, Denied, Upstream, words_of
 from edged.identity.words import IssuerUrl, Principal, VoName
 from edged.tls import client_context
 
@@ -140,7 +140,9 @@ class Provider:
                     raise Upstream("the provider refused", detail=f"{url}: status {response.status}")
                 return msgspec.json.decode(raw, type=dict[str, Any])
         except (TimeoutError, aiohttp.ClientError, msgspec.MsgspecError) as error:
-            raise Upstream("the provider does not answer as it should", detail=f"{url}: {error}") from error
+            raise Upstream(
+                "the provider does not answer as it should", detail=f"{url}: {words_of(error)}"
+            ) from error
 
     def _verified(self, token: str, keys: dict[str, Any], nonce: str) -> dict[str, Any]:
         try:

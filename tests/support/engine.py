@@ -106,7 +106,7 @@ class Queue:
     ``answers``: submissions are answered while it is set. ``forbidden``: nobody may look for jobs by name.
     """
 
-    name = "none"
+    name = "local"
 
     def __init__(self) -> None:
         self.jobs: dict[str, BatchJob] = {}
@@ -161,7 +161,7 @@ class Subject:
         settings = {
             "site": {"name": "TEST"},
             "runtime": {"state": str(place)},
-            "jobs": {"batch": "none", "queue": [{"name": "cpu"}], **jobs},
+            "jobs": {"batch": "local", "queue": [{"name": "cpu"}], **jobs},
         }
         config = configuration.parse(settings)
         self.queue = queue or Queue()
@@ -173,7 +173,7 @@ class Subject:
             self.store,
             cast(Verdicts, self.identity),
             sessions=cast(Sessions, self.uploads),
-            batches={"none": cast(BatchSystem, self.queue)},
+            batches={"local": cast(BatchSystem, self.queue)},
             files_of=lambda *_: asyncio.sleep(0, {}),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -92,6 +93,8 @@ def broken(site: Site) -> dict[str, tuple[Mapping[str, Any], str, str]]:
     settings = site.settings()
     export = {**settings["storage"]["export"][0], "root": str(site.root / "gone")}
     origin = {**settings["cache"]["destination"][0], "upstreams": [f"http://{NOWHERE}"]}
+    stranger = site.issuer.ca.host("stranger").key
+    nobody = {**settings["mapping"][0], "account": "nobody-there"}
     return {
         "an issuer is down": ({"issuer": [*settings["issuer"], issuer]}, "issuer", NOWHERE),
         "a file system is not mounted": ({"storage": {"export": [export]}}, "export", "gone"),
@@ -113,6 +116,36 @@ def broken(site: Site) -> dict[str, tuple[Mapping[str, Any], str, str]]:
             "slurm",
             "no sbatch",
         ),
+        "a certificate that is none": (
+            {"tls": {"certificate": str(site.file)}},
+            "certificate",
+            "no certificate in PEM",
+        ),
+        "a key that is none": (
+            {"tls": {"key": str(site.file)}},
+            "certificate",
+            f"{site.file}: no key in PEM",
+        ),
+        "another certificate's key": (
+            {"tls": {"key": str(stranger)}},
+            "certificate",
+            f"{stranger}: is not the key of",
+        ),
+        "an account is missing": (
+            {"accounts": {"mode": "accountd"}, "mapping": [nobody]},
+            "account",
+            "no such account",
+        ),
+        "an account is the system's": (
+            {"accounts": {"mode": "accountd"}, "mapping": [{**nobody, "account": "daemon"}]},
+            "account",
+            "daemon: account below the minimum uid",
+        ),
+        "a listener is elsewhere": (
+            {"jobs": {"listen": ["192.0.2.1:8444"]}},
+            "listener",
+            "jobs.listen[0]: 192.0.2.1:8444",
+        ),
         "the audit log's directory is missing": (
             {"log": {"audit_file": str(site.root / "gone/audit.log")}},
             "disk",
@@ -124,6 +157,8 @@ def broken(site: Site) -> dict[str, tuple[Mapping[str, Any], str, str]]:
 CASES = (
     *("an issuer is down", "a file system is not mounted", "the sessions are missing"),
     *("the certificate is another host's", "the name has no address", "the certificate cannot be read"),
+    *("a certificate that is none", "a key that is none", "another certificate's key"),
+    *("a listener is elsewhere", "an account is missing", "an account is the system's"),
     *("an upstream is down", "Slurm is not installed", "the audit log's directory is missing"),
 )
 
@@ -147,6 +182,28 @@ async def test_a_database_of_another_release_is_found(site: Site) -> None:
         with store.engine.begin() as connection:
             connection.execute(sa.text("DELETE FROM schema_versions WHERE version = 99"))
     assert [part for part, text in found if "newer than this version" in text] == ["database"]
+
+
+@pytest.mark.root
+async def test_a_database_that_its_service_cannot_write_is_found(site: Site) -> None:
+    """Root would not notice: it may write everywhere."""
+    file = journal.open_store(configuration.load(site.file)).file
+    assert file is not None
+    os.chown(file, 4711, -1)
+    try:
+        found = wrong((await examined(site))[1])
+    finally:
+        for path in file.parent.glob(f"{file.name}*"):  # SQLite gives its log to the database's owner
+            os.chown(path, os.geteuid(), -1)
+    assert [text for part, text in found if part == "database" and "belongs to uid 4711" in text], found
+
+
+async def test_what_is_wrong_is_counted_among_all(site: Site) -> None:
+    command = [sys.executable, "-m", "edged", "doctor", "--wrong", "disks", "--config", str(site.file)]
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    )
+    assert done.stdout.splitlines()[-1] == "2 looked at, 0 wrong"
 
 
 async def test_a_daemon_that_is_down_is_found(site: Site, tmp_path: Path) -> None:
