@@ -1,20 +1,24 @@
-"""``edged check``: a configuration's errors, warnings, and on demand whether what it names elsewhere works."""
+"""``edged check``: a configuration's errors, warnings, and on demand whether what it names elsewhere works.
+
+Ansible runs it for every file: asyncio and the doctor are imported only when something is tried.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edged import config as configuration
-from edged import doctor
 from edged.accounts.beneath import missing_kernel_support
 from edged.config import Config, given
-from edged.doctor import Finding
 from edged.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edged.doctor import Finding
 
 WRONG = 1  # of what was tried
 INVALID = 2
@@ -51,6 +55,8 @@ class Checked:
         if not self.errors:
             click.echo(f"{file}: ok" + (f", {len(self.warnings)} warnings" if self.warnings else ""))
         if self.tried is not None:
+            from edged import doctor
+
             click.echo(doctor.told(self.tried))
 
 
@@ -70,4 +76,8 @@ def checked(file: Path, proposed: Path | None, replacing: Path | None, *, connec
 
 
 def _tried(config: Config) -> list[Finding]:
+    import asyncio
+
+    from edged import doctor
+
     return asyncio.run(doctor.examined(config, doctor.ELSEWHERE))

@@ -15,12 +15,14 @@ from edged.identity.scopes import parse_scopes
 from edged.identity.words import Action, JobClass
 
 
+SCOPES = {one.value for one in Action if one.value.startswith(("storage.", "compute."))} - {"storage.stat"}
+
+
 def _known_scopes(value: tuple[str, ...]) -> tuple[str, ...]:
     """Scopes as tokens write them, read by the same rules."""
-    allowed = {a.value for a in Action if a.value.startswith(("storage.", "compute."))} - {"storage.stat"}
     for scope in value:
         action = scope.partition(":")[0]
-        if action not in allowed or " " in scope:
+        if action not in SCOPES or " " in scope:
             raise ValueError(f"unknown scope {action!r}")
         try:
             parse_scopes(scope)
