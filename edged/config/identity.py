@@ -14,7 +14,6 @@ from edged.errors import EdgeError
 from edged.identity.scopes import parse_scopes
 from edged.identity.words import Action, JobClass
 
-
 SCOPES = {one.value for one in Action if one.value.startswith(("storage.", "compute."))} - {"storage.stat"}
 
 

@@ -18,6 +18,7 @@ from edged.identity.scopes import Scopes, parse_scopes
 from edged.identity.words import IssuerUrl, Principal, VoName
 
 NOT_BEFORE_GRACE_S = 60.0  # WLCG profile; exp gets none
+AUDIENCE_SHOWN = 200  # characters of what a token says, in the log
 MAX_SUBJECT = 255
 MAX_GROUPS = 512
 MAX_WORD = 1024
@@ -43,9 +44,10 @@ def check_validity(payload: Mapping[str, Any], issuer: Issuer, now: float) -> fl
     expires = _time(payload, "exp")
     issued = _time(payload, "iat")
     if expires <= now:
-        raise Unauthenticated("token expired")
+        raise Unauthenticated("token expired", detail=f"{now - expires:.0f} s ago by this machine's clock")
     if issued > now + NOT_BEFORE_GRACE_S:
-        raise Unauthenticated("token issued in the future: check the clocks")
+        ahead = f"{issued - now:.0f} s from now by this machine's clock"
+        raise Unauthenticated("token issued in the future: check the clocks", detail=ahead)
     if expires - issued > issuer.max_lifetime_s:
         raise Unauthenticated(
             f"token lives longer than the {issuer.max_lifetime_s:.0f} s accepted of its issuer"
@@ -107,9 +109,11 @@ def _check_audience(payload: Mapping[str, Any], issuer: Issuer, scopes: Scopes) 
     if any(one in issuer.audience for one in audience or ()):
         return
     if not issuer.audience_optional:
-        raise Unauthenticated(
-            "token without audience (aud)" if not audience else "token is for another audience"
-        )
+        if not audience:
+            raise Unauthenticated("token without audience (aud)")
+        named = ", ".join(map(repr, audience))[:AUDIENCE_SHOWN]
+        detail = f"for {named}; this site takes {', '.join(map(repr, issuer.audience))} of its issuer"
+        raise Unauthenticated("token is for another audience", detail=detail)
     if scopes.capability_based:  # the opt-in is for group mapping; a foreign capability is not ours to honour
         raise Unauthenticated("token with capabilities, but not for this audience")
 

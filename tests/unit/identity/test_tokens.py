@@ -210,6 +210,27 @@ def test_attack_is_refused(make: Callable[[], str], word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: token(aud="https://other.example"),
+            f"for 'https://other.example'; this site takes '{AUDIENCE}'",
+        ),
+        (lambda: token(aud=["x" * 900]), f"for '{'x' * 199}; this site takes"),
+        (lambda: token(exp=_now() - 1, iat=_now() - 100), "s ago by this machine's clock"),
+        (lambda: token(iat=_now() + 600), "s from now by this machine's clock"),
+    ],
+)
+def test_operators_are_told_by_how_much(make: Callable[[], str], words: str) -> None:
+    """In the log and by `edged whoami`; what the wire says has none of it."""
+    site = judge()
+    with pytest.raises(Unauthenticated) as refused:
+        site.decide(site.prove(make(), lambda _: KEYS, time.time()), lambda _: None)
+    assert words in refused.value.detail
+    assert words not in refused.value.message
+
+
+@pytest.mark.parametrize(
     "made", [token(), token({"kid": "rsa"}, key=RSA, algorithm="PS256"), token(aud=["x", AUDIENCE])]
 )
 def test_honest_tokens_pass(made: str) -> None:
