@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -106,3 +107,49 @@ def test_the_monitoring_role_comes_and_goes_without_a_service_manager(tmp_path: 
     gone = _run(*command, "--extra-vars", "edged_monitoring_state=absent", home=tmp_path)
     assert gone.returncode == 0, gone.stdout + gone.stderr
     assert not [file for file in (tmp_path / "prometheus").rglob("*") if file.is_file()]
+
+
+def test_both_families_say_the_same_things() -> None:
+    families = [yaml.safe_load((ANSIBLE / f"roles/edged/vars/{name}.yml").read_text()) for name in FAMILIES]
+    assert set(families[0]) == set(families[1])
+    assert "python3.11" in families[1]["edged_packages_default"], "EL 9's own Python is 3.9"
+
+
+FAMILIES = ("Debian", "RedHat")
+
+
+def test_the_firewall_opens_all_that_listens_to_others(tmp_path: Path) -> None:
+    """Ports of sections and those below them, of root:// and the data servers behind its redirector."""
+    if not (BIN / "ansible-playbook").exists():
+        pytest.skip("ansible-core is not installed")
+    role = ANSIBLE / "roles/edged"
+    site = {
+        "ansible_python_interpreter": sys.executable,
+        "edged_site_name": "TEST",
+        "edged_config": {
+            "identity": {"listen": ["0.0.0.0:8443", "[::]:8443"]},
+            "jobs": {
+                "listen": ["0.0.0.0:8444", "/run/edged/own.sock"],
+                "interlink": {"listen": ["[::]:8447"]},
+            },
+            "storage": {"listen": ["0.0.0.0:8446"], "xrootd": {"data_port": 11000}},
+            "egress": {"listen": ["10.0.0.1:3129"], "relay": [{"name": "db", "listen": ["10.0.0.1:5432"]}]},
+        },
+        "edged_site_vos": {"cms": {"exports": [{}, {}]}, "ska": {"exports": [{}]}, "ops": {}},
+    }
+    template = {
+        "src": str(role / "templates/firewalld.xml.j2"),
+        "dest": str(tmp_path / "edged.xml"),
+        "mode": "0644",
+    }
+    tasks = [
+        {"ansible.builtin.include_vars": str(role / "vars/main.yml")},
+        {"ansible.builtin.template": template},
+    ]
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": site, "tasks": tasks}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    done = _run(str(BIN / "ansible-playbook"), "-i", "localhost,", str(tmp_path / "play.yml"), home=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    service = ElementTree.parse(tmp_path / "edged.xml").getroot()
+    ports = [int(port.attrib["port"]) for port in service.iter("port")]
+    assert ports == [1094, 3129, 5432, 8443, 8444, 8446, 8447, 11000, 11001, 11002]
