@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -77,7 +78,7 @@ async def _asked(name: str, examine: Examine, config: Config, deadline_s: float)
                 name, False, f"no answer within {deadline_s:.0f} s", "what it looks at hangs: see the log"
             )
         ]
-    except (EdgeError, OSError) as error:
+    except (EdgeError, OSError, subprocess.SubprocessError) as error:
         return [Finding(name, False, f"cannot be examined: {error}", "run it as root, on the edge itself")]
 
 

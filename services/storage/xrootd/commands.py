@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -48,14 +49,14 @@ def show(config_file: Path, directory: Path | None) -> None:
 
 @xrootd.command("list")
 @CONFIG
-@click.option("--stale", is_flag=True, help="Only the names of those that run with another configuration.")
+@click.option("--stale", is_flag=True, help="Only the units that run with another configuration than now.")
 def list_instances(config_file: Path, stale: bool) -> None:
     """The instances: name, account, port, programs. Their units are edged-xrootd@NAME and edged-cmsd@NAME."""
     config, plan, installed = _plan(config_file)
     if stale:
         for one in plan.instances:
-            if _stale(config, plan, one, installed):
-                click.echo(one.name)
+            for program in _stale(config, plan, one, installed):
+                click.echo(f"edged-{program}@{one.name}.service")
         return
     for one in plan.instances:
         shown = ",".join(export.prefix for export in one.exports) or "-"
@@ -74,8 +75,9 @@ def execute(config_file: Path, name: str, cmsd: bool) -> None:
     if program not in instance.programs:
         raise BadRequest(f"{name} needs no {program}")
     prepared = Prepared(config, plan, instance, installed)
-    if not cmsd or not (instance.directory / render.CONFIG).exists():
+    if not cmsd or not (instance.directory / render.STAMP).exists():
         prepared.write()  # the pair shares a directory: its xrootd writes it
+    prepared.started(program)
     argv = prepared.argv(program)
     prepared.become_it(watched=False)
     os.chdir(instance.directory / render.ADMIN)  # the server makes a directory of its name where it starts
@@ -126,12 +128,12 @@ def build(config_file: Path, if_needed: bool) -> None:
     click.echo(f"{settings.gate}: built for xrootd {version}")
 
 
-def _stale(config: Config, plan: Plan, one: Instance, installed: Installation) -> bool:
+def _stale(config: Config, plan: Plan, one: Instance, installed: Installation) -> Sequence[str]:
     try:
-        return Prepared(config, plan, one, installed).stale
+        return Prepared(config, plan, one, installed).stale()
     except EdgeError as error:  # its own start says it too; the others are not held up
         click.echo(f"{one.name}: {error}", err=True)
-        return True
+        return one.programs
 
 
 def _plan(config_file: Path) -> tuple[Config, Plan, Installation]:

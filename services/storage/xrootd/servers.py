@@ -46,13 +46,20 @@ class Prepared:
         parts = [*self._files.values(), repr(self._own()), installed.shown]
         self.stamp = sha256(b"\0".join([*map(str.encode, parts), *self._secrets])).hexdigest()
 
-    @property
-    def stale(self) -> bool:
-        """Whether the directory, and so the server that started from it, is not what would be written now."""
+    def started(self, program: str) -> None:
+        """Note what ``program`` starts from: what is in the directory, whoever wrote it."""
+        directory = self.instance.directory
+        _replace(directory / f"{render.STAMP}.{program}", (directory / render.STAMP).read_bytes(), 0o644)
+
+    def stale(self) -> list[str]:
+        """The programs that started from something else than would be written now."""
+        return [program for program in self.instance.programs if self._noted(program) != self.stamp]
+
+    def _noted(self, program: str) -> str:
         try:
-            return (self.instance.directory / render.STAMP).read_text() != self.stamp
+            return (self.instance.directory / f"{render.STAMP}.{program}").read_text()
         except OSError:
-            return True
+            return ""
 
     def write(self) -> None:
         """Make the directory. Only ``admin`` and the key are the account's: the rest it may not change."""

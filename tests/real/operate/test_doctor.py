@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from edged import config as configuration
 from services.jobs import journal
 from tests.real.jobs.fixtures import local_jobs
+from tests.support.local_accounts import CMSPRD, ensure
 from tests.support.origin import Origin
 from tests.support.site import Site
 from tests.support.toml import dumps
@@ -196,6 +197,22 @@ async def test_a_database_that_its_service_cannot_write_is_found(site: Site) -> 
         for path in file.parent.glob(f"{file.name}*"):  # SQLite gives its log to the database's owner
             os.chown(path, os.geteuid(), -1)
     assert [text for part, text in found if part == "database" and "belongs to uid 4711" in text], found
+
+
+@pytest.mark.root
+async def test_an_account_that_cannot_get_at_its_files_is_found(site: Site, tmp_path: Path) -> None:
+    """The directory is its own; one above it lets nobody pass."""
+    ensure((CMSPRD,))
+    root = tmp_path / "closed/cms"
+    root.mkdir(parents=True)
+    os.chown(root, CMSPRD.uid, -1)
+    settings = site.settings()
+    rule = {**settings["mapping"][0], "account": CMSPRD.name}
+    export = {**settings["storage"]["export"][0], "root": str(root), "vo": "cms"}
+    changes = {"accounts": {"mode": "accountd"}, "mapping": [rule], "storage": {"export": [export]}}
+    root.parent.chmod(0o700)
+    found = wrong((await examined(site, changes))[1])
+    assert ("account", f"cmsprd: may not enter {root}") in found, found
 
 
 async def test_what_is_wrong_is_counted_among_all(site: Site) -> None:

@@ -249,6 +249,7 @@ def test_a_change_restarts_only_the_servers_it_changes(units: Units) -> None:
     units.machine.write("/root/source", b"elsewhere")
     assert units.client("xrdcp", "-s", "-f", "/root/source", f"roots://{HOST}:1094//atlas/moved", vo="atlas")
     assert units.machine.read("cat", "/srv/atlas2/moved") == "elsewhere"
+    assert units.machine.read(EDGED, "xrootd", "list", "--stale") == ""
     after = {unit: units.pid(unit) for unit in every}
     again = units.play({**ROOTS, "atlas": "/srv/atlas2"})
     assert again.changed == 0, again.output[-3000:]

@@ -76,23 +76,27 @@ def test_where_the_pair_meets_stays(tmp_path: Path) -> None:
 
 def test_a_server_is_stale_when_what_it_started_from_would_be_another_now(tmp_path: Path) -> None:
     one = prepared(tmp_path)
-    assert one.stale, "never written"
+    assert one.stale() == ["xrootd"], "never written"
     one.write()
-    assert not prepared(tmp_path).stale
+    one.started("xrootd")
+    assert not prepared(tmp_path).stale()
     for name in ("cert", "key"):  # the same bytes in another file, as a unit has them
         (tmp_path / name).unlink()
-    assert not prepared(tmp_path).stale
+    assert not prepared(tmp_path).stale()
     (tmp_path / "libEdgedGate.so").write_bytes(b"rebuilt")
-    assert prepared(tmp_path).stale
+    assert prepared(tmp_path).stale()
     prepared(tmp_path).write()
+    assert prepared(tmp_path).stale(), "written for its pair; it runs with what was before"
+    prepared(tmp_path).started("xrootd")
     config = configured(tmp_path)
     (tmp_path / "key").write_text("renewed")
-    assert of(config, tmp_path).stale
+    assert of(config, tmp_path).stale()
     of(config, tmp_path).write()
-    assert not of(config, tmp_path).stale
+    of(config, tmp_path).started("xrootd")
+    assert not of(config, tmp_path).stale()
     export = config.storage.exports[0].model_copy(update={"root": Path("/gpfs/elsewhere")})  # type: ignore[union-attr]
     storage = config.storage.model_copy(update={"exports": (export,)})  # type: ignore[union-attr]
-    assert of(config.model_copy(update={"storage": storage}), tmp_path).stale
+    assert of(config.model_copy(update={"storage": storage}), tmp_path).stale()
 
 
 def test_a_key_that_cannot_be_read_is_said(tmp_path: Path) -> None:
