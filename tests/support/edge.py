@@ -63,7 +63,7 @@ def play(files: Path, *words: str, playbook: str = "site.yml", fails: bool = Fal
         "ANSIBLE_LOCALHOST_WARNING": "0",
     }
     command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(files / "hosts.json")]
-    command += [str(TREE / "ansible" / playbook), *words, "--extra-vars", json.dumps(values)]
+    command += [str(TREE / "ansible" / playbook), "--extra-vars", json.dumps(values), *words]
     started = time.monotonic()
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=ANSIBLE_S, check=False

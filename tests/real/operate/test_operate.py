@@ -432,7 +432,7 @@ def _next_release(wheels: Path, scratch: Path) -> Path:
 
 
 def test_uninstalled_it_leaves_nothing_but_the_sites_own(edge: Edge) -> None:
-    edge.play(playbook="uninstall.yml", edged_purge=True)
+    edge.play("--extra-vars", "edged_purge=true", playbook="uninstall.yml")  # as README.md has it: a text
     machine = edge.machine
     places = ("/opt", "/etc", "/usr/local", "/var/lib", "/var/log", "/var/cache", "/var/backups", "/run")
     left = machine.read(
