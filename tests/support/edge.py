@@ -191,7 +191,10 @@ def _vos(issuer: ThrowAwayIssuer) -> dict[str, Any]:
             "issuers": [{"url": issuer.url, "jwks_file": "/etc/edged-jwks.json"}],
             "audience": [AUDIENCE],
             "mappings": [{"groups": ["/cms/production"], "account": "cmsprd", "class": "production"}],
-            "exports": [{"prefix": "/cms", "root": "/srv/cms"}],
+            "exports": [
+                {"prefix": "/cms", "root": "/srv/cms"},
+                {"prefix": "/cms-scratch", "root": "/pfs/scratch/cms"},
+            ],
         }
     }
 

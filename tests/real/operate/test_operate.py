@@ -45,6 +45,12 @@ def test_a_second_play_changes_nothing(edge: Edge, wheels: Path) -> None:
     assert again.changed == 0, again.output[-4000:]
 
 
+def test_what_the_role_makes_above_an_export_lets_everybody_pass(edge: Edge) -> None:
+    """Only the export itself is its VO's: others' exports and the sessions may lie beside it."""
+    told = edge.machine.read("stat", "-c", "%U %a", "/pfs", "/pfs/scratch", "/pfs/scratch/cms")
+    assert told.splitlines() == ["root 755", "root 755", "cmsprd 750"]
+
+
 @pytest.mark.parametrize("unit", SECURITY)
 def test_the_sandbox_is_tight(edge: Edge, unit: str) -> None:
     limit = round(SECURITY[unit] * 10)
