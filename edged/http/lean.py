@@ -221,8 +221,7 @@ class LeanConnection(Connection):
         try:
             async with asyncio.timeout(LINGER_S):
                 while (count := body.receive(dropped)) != 0:
-                    if count is None:
-                        await body.wait()
+                    await (asyncio.sleep(0) if count else body.wait())
         except (TimeoutError, BadRequest):
             return False
         return True

@@ -19,6 +19,7 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 64 * 1024, 256 * 1024  # 1 MiB costs up to twice
 SMALL = 64 * 1024  # written without a thread: goes to the page cache
 SPARE = {SMALLEST_BLOCK: 64, LARGEST_BLOCK: 32}  # blocks kept for the next who needs one
 SILENCE_S = 0.25
+TURN = 64  # pieces taken, however small, before others have their turn
 
 
 class Memory:
@@ -75,10 +76,14 @@ class Intake:
         self._expected = expected
         self._block: memoryview | None = None
         self._filled = 0
+        self._pieces = 0
         self._writing: asyncio.Future[None] | None = None
 
     async def more(self, body: Body) -> int:
         """Take what has come, a block at most; 0 at the end. Waits while the disk is behind."""
+        self._pieces += 1
+        if self._pieces % TURN == 0:  # a client may send a byte a chunk
+            await asyncio.sleep(0)
         while self.size != self._expected:
             block = await self._room()
             got = body.receive(block[self._filled :])
@@ -100,17 +105,6 @@ class Intake:
             await body.wait()
         finally:
             silence.cancel()
-
-    async def feed(self, data: bytes) -> None:
-        """Take some bytes; waits while the disk is behind."""
-        view = memoryview(data)
-        while view:
-            block = await self._room()
-            count = min(len(view), len(block) - self._filled)
-            block[self._filled : self._filled + count] = view[:count]
-            view = view[count:]
-            self.size += count
-            self._filled += count
 
     async def finish(self) -> dict[str, bytes]:
         """All bytes are in: write the rest, and tell the digests."""

@@ -186,10 +186,9 @@ class Pull:
             with self._connected(conversation.peer):
                 got = 0
                 try:
-                    async for data in conversation.body():
-                        got += len(data)
-                        self._progress.add(len(data))
-                        await intake.feed(data)
+                    while count := await intake.more(conversation):
+                        got += count
+                        self._progress.add(count)
                 except Upstream as error:
                     raise (Broken(str(error)) if got else error) from error
         if expected is not None and got != expected:

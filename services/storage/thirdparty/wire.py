@@ -11,13 +11,15 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
 
 from edged.errors import Upstream, UpstreamTimeout
+from edged.http.stream import Stream
+from edged.http.tlsstream import TlsStream
 
 HELD = 2 << 20  # bytes waiting for our disk before we stop reading
 MAX_HEAD = 64 * 1024
@@ -46,11 +48,11 @@ class Answer:
 
 
 class Conversation(asyncio.Protocol):
-    """One connection. Use: ``ask``, then ``body`` or ``discard``; then ``ask`` again or ``close``."""
+    """One connection. Use: ``ask``, then ``receive`` and ``wait``; then ``ask`` again or ``close``."""
 
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
-        self._transport: asyncio.Transport | None = None
+        self._transport: Stream | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._answer: Answer | None = None
         self._headed = False
@@ -63,6 +65,7 @@ class Conversation(asyncio.Protocol):
         self._blocks: deque[bytes] = deque()
         self._held = 0
         self._paused = False
+        self._pulling = False  # a body of known length is taken from the socket itself
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -72,7 +75,7 @@ class Conversation(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's TLS transport is none by class
+        self._transport = cast(Stream, transport)
         host, port = transport.get_extra_info("peername")[:2]
         self.peer = f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
@@ -181,25 +184,68 @@ class Conversation(asyncio.Protocol):
                 raise UpstreamTimeout("the partner takes no more bytes") from None
         return True
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """The bytes of the answer. Raises Upstream when they end early, UpstreamTimeout when they stop."""
-        while True:
-            while self._blocks:
-                data = self._blocks.popleft()
-                self._held -= len(data)
-                if self._paused and self._held <= HELD // 2 and self._transport is not None:
-                    self._paused = False
-                    self._transport.resume_reading()
-                yield data
+    def receive(self, view: memoryview) -> int | None:
+        """Bytes of the answer, as ``edged.http.body.Body``. Raises Upstream when they end early."""
+        if self._left is not None and self._transport is not None and not self._pulling:
+            self._pulling = True
+            self._transport.pause_reading()
+        if self._blocks:
+            return self._from_held(view)
+        if self._complete:
+            return 0
+        if self._lost is not None:
+            raise Upstream("the connection broke", detail=str(self._lost)) from self._lost
+        return self._from_socket(view) if self._pulling else None
+
+    def _from_held(self, view: memoryview) -> int:
+        """What came with the head, or in chunks."""
+        piece = self._blocks[0]
+        count = min(len(view), len(piece))
+        view[:count] = piece[:count]
+        if count == len(piece):
+            self._blocks.popleft()
+        else:
+            self._blocks[0] = piece[count:]
+        self._held -= count
+        if self._complete:
+            self._listen()
+        elif self._paused and not self._pulling and self._held <= HELD // 2 and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return count
+
+    def _from_socket(self, view: memoryview) -> int | None:
+        assert self._transport is not None
+        assert self._left is not None
+        try:
+            count = self._transport.receive_into(view[: self._left])
+        except OSError as error:
+            raise Upstream("the connection broke", detail=str(error)) from error
+        if count == 0:
+            raise Upstream("the connection broke", detail="the partner closed the connection")
+        if count is not None:
+            self._left -= count
+            self._complete = self._left == 0
             if self._complete:
-                return
-            if self._lost is not None:
-                raise Upstream("the connection broke", detail=str(self._lost)) from self._lost
-            try:
-                async with asyncio.timeout(self._stall_s):
+                self._listen()
+        return count
+
+    def _listen(self) -> None:
+        """All is there: what comes now is an answer, or nothing anybody asked for."""
+        self._pulling = self._paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    async def wait(self) -> None:
+        """Until ``receive`` has something to say. Raises UpstreamTimeout when nothing comes any more."""
+        try:
+            async with asyncio.timeout(self._stall_s):
+                if self._pulling and self._transport is not None:
+                    await self._transport.readable()
+                else:
                     await self._wait()
-            except TimeoutError:
-                raise UpstreamTimeout(f"no byte for {self._stall_s:.0f} s") from None
+        except TimeoutError:
+            raise UpstreamTimeout(f"no byte for {self._stall_s:.0f} s") from None
 
     @property
     def reusable(self) -> bool:
@@ -299,12 +345,13 @@ async def connect(
         async with asyncio.timeout(connect_s):
             await loop.sock_connect(sock, address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _, protocol = await loop.create_connection(
-                lambda: Conversation(stall_s),
-                sock=sock,
-                ssl=tls,
-                server_hostname=name if tls is not None else None,
-            )
+            conversation = Conversation(stall_s)
+            if tls is None:
+                stream = Stream(sock, conversation)
+            else:
+                stream = TlsStream(sock, conversation, tls, server_name=name)
+                await stream.handshake(connect_s)
+            stream.begin()
     except TimeoutError:
         sock.close()
         raise UpstreamTimeout(f"connecting to {name} took too long") from None
@@ -319,4 +366,4 @@ async def connect(
     except BaseException:
         sock.close()
         raise
-    return protocol
+    return conversation

@@ -86,16 +86,6 @@ async def test_the_bytes_and_their_digest(fd: int, disk: Disk, size: int, expect
     assert memory.held == 0
 
 
-async def test_fed_bytes_take_the_same_way(fd: int, disk: Disk) -> None:
-    memory = Memory(8 << 20)
-    intake = Intake(fd, disk, ("adler32",), memory)
-    data = os.urandom(1_000_000)
-    for start in range(0, len(data), 70_000):
-        await intake.feed(data[start : start + 70_000])
-    assert await intake.finish() == {"adler32": zlib.adler32(data).to_bytes(4, "big")}
-    assert os.pread(fd, len(data) + 1, 0) == data
-
-
 async def test_who_waits_with_nothing_holds_nothing(fd: int, disk: Disk) -> None:
     memory, body = Memory(8 << 20), Pieces(None, b"x")
     intake = Intake(fd, disk, ("adler32",), memory)
@@ -156,6 +146,21 @@ async def test_a_block_whose_thread_may_go_on_is_not_used_again() -> None:
     other = memory.take(1 << 20)
     other[:4] = b"else"
     assert bytes(block[:4]) == b"keep"
+
+
+async def test_a_byte_at_a_time_leaves_others_their_turn(fd: int, disk: Disk) -> None:
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    intake = Intake(fd, disk, ("adler32",), Memory(8 << 20))
+    await _all(intake, Pieces(*[b"x"] * 10_000))
+    assert turns > 100
+    await intake.finish()
 
 
 async def test_what_the_disk_says_is_told(disk: Disk, tmp_path: Path) -> None:
