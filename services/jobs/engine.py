@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,11 +37,10 @@ from services.jobs.reporting import Reporting
 from services.jobs.sessions import RoutedSessions, Sessions
 from services.jobs.sites import Sites
 from services.jobs.summary import Telling
+from services.jobs.upkeep import Upkeep
 
 log = get_logger("edged.jobs")
 
-HOUSEKEEPING_S = 60.0
-WRITE_AGAIN_S = 2.0
 DRAINED = "drained"  # setting: comma-separated queue names, or *
 
 Files = Mapping[str, tuple[bytes, int]]
@@ -94,6 +93,14 @@ class Engine:
             for name, batch in batches.items()
         }
         self._reporting = Reporting(identity, store, self.registry, self.sessions, batches)
+        self._upkeep = Upkeep(
+            self.registry,
+            self.credentials,
+            self._reporting,
+            inputs_s=self.config.inputs_s,
+            push=self._pipeline.push,
+            clean=self._clean,
+        )
         self._sites = Sites(batches, identity.standing_grant)
         self._telling = Telling(config, self.registry, self.sites)
         self._coming: dict[JobId, Job] = {}  # on their way into the journal
@@ -129,9 +136,7 @@ class Engine:
             self._pipeline.start(work)
             for follower in self._followers.values():
                 work.create_task(follower.run(work))
-            work.create_task(self._keep_house())
-            work.create_task(self._write_again())
-            work.create_task(self._account(self.registry))
+            self._upkeep.start(work)
             yield
 
     def not_ready(self) -> str | None:
@@ -142,45 +147,6 @@ class Engine:
             return trouble
         troubles = [f"{name}: {f.trouble}" for name, f in self._followers.items() if f.trouble]
         return "; ".join(troubles) or None
-
-    async def _keep_house(self) -> None:
-        """Clean what has been kept long enough; give up on inputs that never came."""
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            now = time.time()
-            for job in self.registry:
-                if job.state.final and (job.ended_at or now) + job.keep_s < now:
-                    await self._clean_quietly(job)
-                elif job.missing and job.created_at + self.config.inputs_s < now:
-                    self._pipeline.push(job)
-            await self._sweep_credentials()
-
-    async def _write_again(self) -> None:
-        """What the journal could not take: a job told to have ended must not begin anew after a restart."""
-        while True:
-            await asyncio.sleep(WRITE_AGAIN_S)
-            with suppress(EdgeError):
-                await self._account(await self.registry.write_again())
-
-    async def _account(self, jobs: Iterable[Job]) -> None:
-        """Write what ended jobs used where it is missing: it could not be written, or a kill came before it."""
-        ended = {journal.usage_key(job): job for job in jobs if job.state.final}
-        written = await self._store.read(lambda c: journal.accounted(c, list(ended)))
-        for key in ended.keys() - written:
-            await self._reporting.used(ended[key])
-
-    async def _sweep_credentials(self) -> None:
-        used = frozenset(job.delegation for job in self.registry if job.delegation and not job.state.final)
-        try:
-            await self.credentials.sweep(used)
-        except EdgeError as error:
-            log.warning("expired delegations not removed", extra={"reason": str(error)})
-
-    async def _clean_quietly(self, job: Job) -> None:
-        try:
-            await self._clean(job)
-        except EdgeError as error:
-            log.warning("expired job not cleaned", extra={"job": job.id, "reason": str(error)})
 
     # -- accepting ----------------------------------------------------------------------------------
 
