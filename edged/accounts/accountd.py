@@ -13,12 +13,9 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from edged import systemd
 from edged.accounts import local, messages, packets
@@ -26,6 +23,8 @@ from edged.accounts.admission import admitted
 from edged.accounts.faults import to_wire
 from edged.accounts.messages import WorkerKind, encode
 from edged.accounts.packets import BrokenPeer
+from edged.accounts.parties import Front, Waiting, Worker, WorkerKey
+from edged.accounts.publickey import PublicKey
 from edged.accounts.settings import Settings
 from edged.errors import EdgeError, Unavailable
 from edged.identity.feed import BanLifted, Banned, Begin, FeedReader, Revocations
@@ -49,43 +48,6 @@ _NO_BANS = Unavailable("revocations are not loaded", detail="no live ban feed fr
 
 _from_front: Callable[[memoryview], messages.FromFront] = messages.decoder(messages.FromFront)
 _from_worker: Callable[[memoryview], messages.FromWorker] = messages.decoder(messages.FromWorker)
-
-WorkerKey = tuple[str, WorkerKind]
-
-
-@dataclass(slots=True, eq=False)
-class Front:
-    """One connection of a front, and the channels it was given."""
-
-    sock: socket.socket
-    uid: int
-    channels: dict[WorkerKey, int] = field(default_factory=dict)
-    outbox: deque[tuple[bytes, socket.socket | None]] = field(default_factory=deque)
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """An admission that the worker has not confirmed yet."""
-
-    front: Front
-    call: int
-    grant: Grant
-    handle: int
-    wants_channel: bool
-    since: float
-    tries: int = 0
-    theirs: socket.socket | None = None  # the front's end of a new channel
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One account's worker process, as seen over its control socket."""
-
-    key: WorkerKey
-    sock: socket.socket
-    pid: int = 0
-    waiting: dict[int, Waiting] = field(default_factory=dict)
-    outbox: deque[tuple[bytes, socket.socket | None, float]] = field(default_factory=deque)
 
 
 class Accountd:
@@ -456,35 +418,6 @@ class Accountd:
     def _number(self) -> int:
         self._numbers += 1
         return self._numbers
-
-
-class PublicKey:
-    """Identity's public key, read again when its file changes. Raw 32 bytes or PEM."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._version: tuple[int, int] | None = None
-        self._key: Ed25519PublicKey | None = None
-
-    def get(self) -> Ed25519PublicKey:
-        """Raises Unavailable while identity has not published one."""
-        try:
-            facts = self._file.stat()
-            version = (facts.st_mtime_ns, facts.st_ino)
-            if self._key is None or version != self._version:
-                self._key, self._version = _public_key(self._file.read_bytes()), version
-        except (OSError, ValueError) as error:
-            raise Unavailable("identity has published no usable key", detail=str(error)) from error
-        return self._key
-
-
-def _public_key(data: bytes) -> Ed25519PublicKey:
-    if len(data) == 32:
-        return Ed25519PublicKey.from_public_bytes(data)
-    key = load_pem_public_key(data)
-    if not isinstance(key, Ed25519PublicKey):
-        raise ValueError("not an Ed25519 key")  # noqa: TRY004
-    return key
 
 
 def _closed(what: object) -> bool:
