@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from edged.config.doors import InterLink, PodRule
@@ -35,28 +36,28 @@ class Intake:
         self._identity = identity
         self._index = index
         self._taking: dict[str, asyncio.Lock] = {}
+        self._waiting: Counter[str] = Counter()  # requests that hold such a lock or wait for it
 
     async def take(self, caller: Verdict, body: Create, tasks: Background) -> Job:
         """The pod's job, durable and with its files. Raises EdgeError in words for the pod's owner.
 
         What has begun is finished though the caller hangs up: half a pod is of no use to anybody.
         """
-        outcome = await asyncio.shield(tasks.create_task(self._outcome(caller, body)))
-        if isinstance(outcome, EdgeError):
-            raise outcome
-        return outcome
+        return await tasks.whole(self._one_at_a_time(caller, body))
 
-    async def _outcome(self, caller: Verdict, body: Create) -> Job | EdgeError:
+    async def _one_at_a_time(self, caller: Verdict, body: Create) -> Job:
+        """Two requests for one pod follow each other: the second finds the job of the first."""
+        uid = check_uid(body.pod.metadata.uid)
+        key = key_of(caller, uid)
+        lock = self._taking.setdefault(key, asyncio.Lock())
+        self._waiting[key] += 1
         try:
-            uid = check_uid(body.pod.metadata.uid)
-            key = key_of(caller, uid)
-            lock = self._taking.setdefault(key, asyncio.Lock())
             async with lock:
-                job = await self._take(caller, body, uid)
-                self._taking.pop(key, None)  # whoever waits holds the lock itself; later ones find the job
-                return job
-        except EdgeError as error:
-            return error
+                return await self._take(caller, body, uid)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key], self._taking[key]
 
     async def _take(self, caller: Verdict, body: Create, uid: str) -> Job:
         job = self._index.find(caller, uid)
