@@ -64,10 +64,15 @@ class OpenFile:
     entry: Entry
 
     async def read(self, count: int, offset: int) -> bytes:
-        """At most ``count`` bytes from ``offset``; empty at the end."""
+        """At most ``count`` bytes from ``offset``; empty at the end. Raises EdgeError."""
         import asyncio  # here, because workers take their verbs from this module and have no event loop
 
-        return await asyncio.to_thread(os.pread, self.fd, count, offset)
+        from edged.accounts.faults import of_os
+
+        try:
+            return await asyncio.to_thread(os.pread, self.fd, count, offset)
+        except OSError as error:
+            raise of_os(error) from error
 
     def close(self) -> None:
         """Give it up."""

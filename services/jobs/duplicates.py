@@ -33,5 +33,5 @@ def corrected(answer: BatchJob, outcome: Outcome | None) -> BatchJob:
         exit_code=outcome.exit_code,
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
-        elapsed_s=max(0.0, outcome.ended_at - outcome.started_at),
+        elapsed_s=outcome.ended_at - outcome.started_at,
     )

@@ -260,18 +260,18 @@ class Engine:
         )
         self._pipeline.ended(job)
         if self._tasks is not None:
-            self._tasks.create_task(self._reporting.used(job))
-            self._tasks.create_task(self._reporting.ended(job))
+            self._tasks.create_task(_guarded(self._reporting.used(job)))
+            self._tasks.create_task(_guarded(self._reporting.ended(job)))
 
     def _changed(self, job: Job) -> None:
         """The batch system told something new; nodes matter to whoever checks the job's token."""
         if job.state is State.RUNNING and job.nodes and self._tasks is not None:
-            self._tasks.create_task(self._reporting.runs(job))
+            self._tasks.create_task(_guarded(self._reporting.runs(job)))
 
     def _accounted(self, job: Job) -> None:
         """Accounting told what it did not know when the job ended."""
         if self._tasks is not None:
-            self._tasks.create_task(self._reporting.used(job))
+            self._tasks.create_task(_guarded(self._reporting.used(job)))
 
     # -- what callers ask ---------------------------------------------------------------------------
 
@@ -426,3 +426,11 @@ class Engine:
         if await self.batches[batch].sees_all(grant):
             return [Look("all", grant, tuple(accounts))]
         return [Look(own, await self._identity.standing_grant(own), (own,)) for own in accounts]
+
+
+async def _guarded(report: Coroutine[Any, Any, None]) -> None:
+    """A fault of ours with what one job wrote must not stop all others."""
+    try:
+        await report
+    except Exception:
+        log.exception("report failed")

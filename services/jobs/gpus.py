@@ -48,9 +48,9 @@ def sampled(content: bytes, allocated_s: float) -> GpuUse | None:
     """What the sampler wrote, of a job that was given ``allocated_s``; None when it is no such file."""
     try:
         told = msgspec.json.decode(content[:MAX_RESULT], type=_Sampled)
-    except msgspec.MsgspecError:
+        observed = told.gpus * told.seconds
+    except (msgspec.MsgspecError, OverflowError):  # an integer may be longer than any float
         return None
-    observed = told.gpus * told.seconds
     if not (math.isfinite(observed) and math.isfinite(told.busy)) or observed <= 0 or told.busy < 0:
         return None
     return _within(observed, told.busy, allocated_s)

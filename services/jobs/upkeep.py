@@ -88,4 +88,7 @@ class Upkeep:
             return
         written = await self._registry.store.read(lambda c: journal.accounted(c, list(ended)))
         for key in ended.keys() - written:
-            await self._reporting.used(ended[key])
+            try:
+                await self._reporting.used(ended[key])
+            except Exception:  # a fault of ours with what one job wrote must not stop all others
+                log.exception("usage not written", extra={"job": key})

@@ -157,14 +157,14 @@ class Queue:
 class Subject:
     """An engine, and what it stands on."""
 
-    def __init__(self, place: Path, *, queue: Queue | None = None, **jobs: Any) -> None:
+    def __init__(self, place: Path, *, there: Queue | None = None, **jobs: Any) -> None:
         settings = {
             "site": {"name": "TEST"},
             "runtime": {"state": str(place)},
             "jobs": {"batch": "local", "queue": [{"name": "cpu"}], **jobs},
         }
         config = configuration.parse(settings)
-        self.queue = queue or Queue()
+        self.queue = there or Queue()
         self.identity = Identity()
         self.uploads = Uploads()
         self.store = journal.open_store(config)

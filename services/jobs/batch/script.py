@@ -29,6 +29,7 @@ RUN = PRIVATE / "run.sh"
 PAYLOAD = PRIVATE / "payload.sh"
 SCRIPT = PRIVATE / "script"
 
+LATEST = 1 << 33  # Unix seconds: the year 2242
 MAX_OUTCOME = 4096  # bytes of it that are read
 
 EXIT_NO_SESSION = 212
@@ -137,9 +138,11 @@ def read_outcome(content: bytes) -> Outcome | None:
     lines = content[:MAX_OUTCOME].decode("utf-8", "replace").splitlines()
     said = dict(line.split("=", 1) for line in lines if "=" in line)
     try:
-        return Outcome(int(said["exit"]), float(said["started"]), float(said["ended"]), said["host"])
+        found = Outcome(int(said["exit"]), float(said["started"]), float(said["ended"]), said["host"])
     except (KeyError, ValueError):
         return None
+    possible = 0 <= found.exit_code <= 255 and 0 <= found.started_at <= found.ended_at < LATEST
+    return found if possible else None
 
 
 def _run(payload: Payload) -> str:

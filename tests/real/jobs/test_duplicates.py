@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.jobs import follower
+from services.jobs.batch import script
 from services.jobs.batch.script import EXIT_DUPLICATE
 from services.jobs.model import Description, Job, State
 from tests.support.engine import Subject
@@ -55,3 +56,19 @@ async def test_while_the_first_copy_may_run_it_has_not_failed(tmp_path: Path) ->
             return job.state is State.FINISHED
 
         await until_async(finished, "its end", follower.NODE_FAILURE_S)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b"exit=" + b"9" * 400 + b"\nstarted=1\nended=2\nhost=c1\n",
+        b"exit=0\nstarted=nan\nended=nan\nhost=c1\n",
+        b"exit=0\nstarted=1\nended=inf\nhost=c1\n",
+        b"exit=0\nstarted=1e300\nended=1e301\nhost=c1\n",
+        b"exit=-1\nstarted=1\nended=2\nhost=c1\n",
+        b"exit=0\nstarted=2\nended=1\nhost=c1\n",
+    ],
+)
+def test_an_outcome_that_cannot_be_is_none(written: bytes) -> None:
+    """The job could have written anything."""
+    assert script.read_outcome(written) is None

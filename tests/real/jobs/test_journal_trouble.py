@@ -182,7 +182,7 @@ async def test_who_may_not_look_for_a_job_does_not_know_that_it_failed(tmp_path:
         job = await subject.accept(description=AT_ONCE)
         await _kept(subject, job, State.SUBMITTING)
     subject.queue.forbidden = True
-    after = Subject(tmp_path, queue=subject.queue, **PERIODS)
+    after = Subject(tmp_path, there=subject.queue, **PERIODS)
     async with after.running() as engine:
         found = engine.registry.get(job.id)
         assert found is not None

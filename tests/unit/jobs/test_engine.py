@@ -7,6 +7,7 @@ that signs whatever comes.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
@@ -14,8 +15,10 @@ from typing import cast
 import msgspec
 import pytest
 
-from edged.errors import Busy, NotFound
-from services.jobs.model import Job, State
+from edged.accounts.api import Entry, Kind, OpenFile
+from edged.errors import Busy, EdgeError, NotFound
+from services.jobs import journal
+from services.jobs.model import Gpus, Job, Resources, State
 from tests.support.engine import AS_ATLAS, WAITING, Subject
 from tests.support.waiting import until_async
 from tests.unit.jobs.jobs import OWNER
@@ -126,3 +129,30 @@ async def test_what_was_cleaned_meanwhile_is_not_found_and_harms_nobody(tmp_path
         await engine.clean(job)
         with pytest.raises(NotFound):
             await engine.clean(job)
+
+
+@pytest.mark.parametrize(
+    "written", [b'{"gpus": ' + b"9" * 400 + b', "seconds": 1.0, "busy": 1.0}', b"\xff", b"[" * 4000]
+)
+async def test_no_job_ends_the_engine_by_what_it_wrote(tmp_path: Path, written: bytes) -> None:
+    """What its GPU sampler left, which lies in the job's own directory."""
+    queue = {"name": "gpu", "gpus": [{"kind": "h200", "per_node": 4}]}
+    subject = Subject(tmp_path, queue=[queue])
+    subject.uploads.own["gpus"] = written
+    asked = msgspec.structs.replace(WAITING, resources=Resources(gpus=Gpus(count=1)))
+    async with subject.running() as engine:
+        job = await subject.accept(description=asked)
+        await engine.registry.move(job, State.FAILED)
+
+        async def accounted() -> bool:
+            return bool(await subject.store.read(lambda c: journal.accounted(c, [job.id])))
+
+        await until_async(accounted, "its usage", 10)
+        assert (await subject.accept(description=msgspec.structs.replace(asked, key="next"))).id != job.id
+
+
+async def test_a_file_that_cannot_be_read_is_an_expected_error(tmp_path: Path) -> None:
+    """A file server's fault with one job's file; raised in the background it must not end the engine."""
+    entry = Entry("f", Kind.FILE, 0, 0, 0, 0, 0, 0o600, 0, 0, 1)
+    with pytest.raises(EdgeError):
+        await OpenFile(os.open(tmp_path, os.O_RDONLY), entry).read(1, 0)
