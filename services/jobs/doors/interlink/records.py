@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from edged.errors import EdgeError, NotFound
 from edged.identity.words import JobId
@@ -28,10 +30,14 @@ AGAIN_S = (0.2, 1.0, 3.0)  # shared file systems show a node's last write a litt
 SPARE = 1000
 
 
+# Go's clients read 32 bits, and give up the statuses of all pods in an answer that has more
+Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+
+
 class Past(msgspec.Struct, frozen=True):
     """How a container ended before it was started again."""
 
-    exit: int = 0
+    exit: Int32 = 0
     reason: str = ""
     message: str = ""
     started: float = 0.0
@@ -44,8 +50,8 @@ class ContainerRecord(msgspec.Struct, frozen=True):
     state: str = "waiting"
     reason: str = ""
     message: str = ""
-    restarts: int = 0
-    exit: int = 0
+    restarts: Int32 = 0
+    exit: Int32 = 0
     started: float = 0.0
     ended: float = 0.0
     last: Past | None = None

@@ -120,3 +120,11 @@ def test_the_nodes_part_is_python_3_6_and_its_library() -> None:
                 assert {alias.name for alias in node.names} <= allowed, file.name
             elif isinstance(node, ast.ImportFrom):
                 assert node.level == 1 or node.module in allowed, file.name
+
+
+@pytest.mark.parametrize("field", ["exit", "restarts"])
+def test_numbers_that_clients_cannot_read_are_no_record(field: str) -> None:
+    """One answer holds many pods: theirs must not be lost with this one's."""
+    written = f'{{"containers": {{"main": {{"state": "terminated", "{field}": 4294967296}}}}}}'
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(written, type=PodRecord)

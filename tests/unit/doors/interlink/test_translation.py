@@ -183,7 +183,7 @@ def test_expansion_never_fails(text: str, variables: dict[str, str]) -> None:
 
 
 def test_times_of_logs() -> None:
-    times = Times(b"1000 10\n3000 20\nnonsense\n5000 x\n")
+    times = Times(b"1000 10\n3000 20\nnonsense\n5000 x\n" + b"9" * 40 + b" 30\n")
     assert [times.of(0), times.of(9), times.of(10), times.of(20)] == [1.0, 1.0, 3.0, None]
     assert [times.since(0), times.since(2), times.since(3), times.since(4)] == [0, 10, 10, None]
 
