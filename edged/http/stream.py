@@ -163,13 +163,17 @@ class Stream(asyncio.Transport):
         if self._closing:
             return
         self._waiter = self._loop.create_future()
-        self._watch_reading(self._wake)
+        self._watch_reading(self._tell_reader)  # and goes on watching: two system calls saved a time
         try:
             await self._waiter
         finally:
             self._waiter = None
-            if self._on_readable == self._wake:
-                self._watch_reading(None)
+
+    def _tell_reader(self) -> None:
+        if self._waiter is None:  # busy with what it has, or gone
+            self._watch_reading(None)
+        else:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
