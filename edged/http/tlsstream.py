@@ -1,8 +1,9 @@
-"""TLS on the socket itself: OpenSSL takes records from the kernel and gives them to it.
+"""TLS between the socket and OpenSSL, through one buffer that all connections of a process share.
 
-The TLS of the loops goes through memory: a quarter of a megabyte of buffers a connection, and every byte
-copied twice more. OpenSSL's own buffers are freed while they are empty (SSL_MODE_RELEASE_BUFFERS, which
-Python sets). A write that does not fit is repeated with the same bytes (SSL_write(3)): ``Stream`` keeps them.
+OpenSSL on a socket takes two reads a record, and one write: for long bodies that costs more than the cipher. Here
+the kernel fills a large buffer, records are opened straight into the block they belong in, and what is sealed leaves
+in one system call. What stays with a connection is the record that has not come whole yet. A process with many
+connections moves less at once, because OpenSSL's memory BIOs never give back what they once held.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import asyncio
 import socket
 import ssl
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from edged.http.stream import Stream
 from edged.http.turns import Turns
 
 FAREWELL_S = 5.0  # for the peer to answer our close_notify
-_drained = memoryview(bytearray(16 * 1024))
+RECORD = 17 * 1024  # on the wire, with its header and tag: RFC 8446 §5.2
+LARGE = 64 * 1024  # bytes moved through OpenSSL at once ...
+MANY = 128  # ... up to so many connections, then a record
+_sealed = memoryview(bytearray(LARGE))  # of the one loop of a process: emptied before anything else runs
+_BUSY = (BlockingIOError, InterruptedError)
 
 
 class TlsStream(Stream):
     """Call ``handshake`` before ``begin``."""
+
+    _open: ClassVar[int] = 0  # connections of this process
 
     def __init__(
         self,
@@ -32,18 +39,23 @@ class TlsStream(Stream):
         server_name: str | None = None,
         farewell_s: float = FAREWELL_S,
     ) -> None:
-        """``server_name``: we are the client, and this is whom the certificate must name. Raises OSError."""
-        self._tls = context.wrap_socket(
-            sock,
+        """``server_name``: we are the client, and this is whom the certificate must name."""
+        super().__init__(sock, protocol)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
             server_side=server_name is None,
             server_hostname=server_name,
-            do_handshake_on_connect=False,
         )
-        super().__init__(self._tls, protocol)
-        self._read_wants_write = False  # a key update to be answered before more can be read
         self._next: OSError | int | None = None  # what the next read finds: an error, or 0 for the end
+        self._last_words = b""
         self._farewell_s = farewell_s
         self._bound: asyncio.TimerHandle | None = None
+        TlsStream._open += 1
+
+    def __del__(self) -> None:
+        TlsStream._open -= 1
 
     async def handshake(self, within_s: float, turns: Turns | None = None, source: str = "") -> None:
         """Raises OSError (ssl.SSLError is one) or TimeoutError; then the socket is closed.
@@ -52,20 +64,35 @@ class TlsStream(Stream):
         """
         try:
             async with asyncio.timeout(within_s):
-                while True:
-                    if turns is not None:
-                        await turns.turn(source)
-                    try:
-                        self._tls.do_handshake()
-                    except ssl.SSLWantReadError:
-                        await self._ready(self._watch_reading)
-                    except ssl.SSLWantWriteError:
-                        await self._ready(self._watch_writing)
-                    else:
-                        return
+                while not await self._step(turns, source):
+                    await self._ready(self._watch_reading)
+                    if self._receive(LARGE) == 0:
+                        raise ConnectionResetError("the peer left in the handshake")  # noqa: TRY301
         except BaseException:
-            self._tls.close()
+            self._sock.close()
             raise
+
+    async def _step(self, turns: Turns | None, source: str) -> bool:
+        """Answer what has come; whether that was all."""
+        if turns is not None:
+            await turns.turn(source)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            ended = False
+        except ssl.SSLError:
+            with suppress(OSError):
+                self._sock.send(self._outgoing.read())  # the alert that tells why
+            raise
+        else:
+            ended = True
+        said = memoryview(self._outgoing.read())
+        while said:
+            try:
+                said = said[self._sock.send(said) :]
+            except _BUSY:
+                await self._ready(self._watch_writing)
+        return ended
 
     async def _ready(self, watch: Any) -> None:
         ready = asyncio.Event()
@@ -76,7 +103,7 @@ class TlsStream(Stream):
             watch(None)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Also ``ssl_object``, ``sslcontext``, ``peercert`` (as ssl.SSLSocket.getpeercert) and ``cipher``."""
+        """Also ``ssl_object``, ``sslcontext``, ``peercert`` (as ssl.SSLObject.getpeercert) and ``cipher``."""
         if name == "sslcontext":
             return self._tls.context
         if name == "ssl_object":
@@ -90,33 +117,49 @@ class TlsStream(Stream):
     # --- reading
 
     def _take(self, view: memoryview) -> int | None:
-        """As many records of at most 16 KiB as have come."""
+        """What the records hold that have come."""
         if self._next is not None:
             return self._met(self._next)
         got, room = 0, len(view)
-        read = self._tls.recv_into
         try:
             while got < room:
-                count = read(view[got:])
+                try:
+                    count = self._tls.read(room - got, view[got:])
+                except ssl.SSLWantReadError:
+                    if self._receive(room - got + RECORD) is None:
+                        break
+                    continue
                 if not count:
                     self._next = 0
                     break
-                got += count
-        except ssl.SSLWantReadError:
-            return got or None
-        except ssl.SSLWantWriteError:
-            self._read_wants_write = True
-            self._watch_writing(self._flush)
-            return got or None
+                got += count  # type: ignore[operator]
+        except ssl.SSLEOFError:  # without close_notify: bodies have ends of their own
+            self._next = 0
         except OSError as error:
             self._next = error
-        return got or self._met(self._next)
+        if self._outgoing.pending:  # an answer to a key update, an alert
+            super().write(self._outgoing.read())
+        if got or self._next is None:
+            return got or None
+        return self._met(self._next)
+
+    def _receive(self, most: int) -> int | None:
+        """Sealed bytes from the kernel to OpenSSL; 0 at their end (then OpenSSL tells), None when there are none."""
+        try:
+            count = self._sock.recv_into(_sealed, min(most, LARGE if TlsStream._open <= MANY else RECORD))
+        except _BUSY:
+            return None
+        if count:
+            self._incoming.write(_sealed[:count])
+        else:
+            self._incoming.write_eof()
+        return count
 
     @staticmethod
-    def _met(found: OSError | int | None) -> int:
+    def _met(found: OSError | int) -> int:
         if isinstance(found, OSError):
             raise found
-        return 0
+        return found
 
     # --- writing
 
@@ -127,28 +170,18 @@ class TlsStream(Stream):
     def write_eof(self) -> None:
         raise NotImplementedError("TLS has no half-close")
 
-    def _flush(self) -> None:
-        if self._read_wants_write:
-            self._read_wants_write = False
-            self._read_again()
-            if self._lost:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Seal it, and send that; what the kernel does not take now is kept and sent when it does."""
+        if self._closing or not data:
+            return
+        view, most = memoryview(data), LARGE if TlsStream._open <= MANY else RECORD
+        for start in range(0, len(view), most):
+            try:
+                self._tls.write(view[start : start + most])
+            except ssl.SSLError as error:
+                self._fail(error)
                 return
-        super()._flush()
-
-    def _read_again(self) -> None:
-        if self._waiter is not None:
-            self._wake()
-        else:
-            self._read()
-
-    def _give(self, data: bytes | bytearray | memoryview) -> int:
-        """All of it or nothing: a part is remembered by OpenSSL."""
-        try:
-            return self._tls.send(data)
-        except ssl.SSLWantWriteError:
-            return 0
-        except ssl.SSLWantReadError as error:  # renegotiation, which is off
-            raise ConnectionResetError("the peer wants another handshake") from error
+            super().write(self._outgoing.read())
 
     # --- the end
 
@@ -157,16 +190,23 @@ class TlsStream(Stream):
         if self._lost or self._bound is not None:
             return
         self._bound = self._loop.call_later(self._farewell_s, self._fail, None)
+        with suppress(
+            ssl.SSLError
+        ):  # WANT_READ: it is sealed. Anything else: the peer talks on; the drain tells
+            self._tls.unwrap()
+        self._last_words = self._outgoing.read()
         self._part()
 
     def _part(self) -> None:
         try:
-            self._tls.unwrap()
-        except ssl.SSLWantWriteError:
+            self._last_words = self._last_words[self._sock.send(self._last_words) :]
+        except _BUSY:
+            pass
+        except OSError:
+            self._last_words = b""  # the peer is gone: the drain tells
+        if self._last_words:
             self._watch_writing(self._part)
             return
-        except OSError:
-            pass  # WANT_READ: it is sent. Anything else: the peer is gone, or talks on; the drain tells
         self._watch_writing(None)
         with suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
@@ -174,12 +214,12 @@ class TlsStream(Stream):
         self._drain()
 
     def _drain(self) -> None:
-        """What comes after our last word, undecrypted and within a turn."""
-        for _ in range(16):
+        """What comes after our last word, unopened and within a turn."""
+        for _ in range(4):
             try:
-                if not socket.socket.recv_into(self._tls, _drained):
+                if not self._sock.recv_into(_sealed):
                     break
-            except (BlockingIOError, InterruptedError):
+            except _BUSY:
                 return
             except OSError:
                 break

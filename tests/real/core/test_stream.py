@@ -253,9 +253,7 @@ async def test_a_reset_ends_it_though_bytes_came_before(ground: Ground) -> None:
         theirs.sendall(b"x" * 1000)
         _reset(theirs)
         await ours.until(lambda: bool(ours.lost))
-        assert ours.kind_of_end == ("reset" if ground.kind == "plain" else "end"), (
-            "OpenSSL takes both for an end"
-        )
+        assert ours.kind_of_end == "reset"
 
 
 async def test_a_reset_is_met_by_who_only_writes(ground: Ground) -> None:
