@@ -32,7 +32,7 @@ class Instant(Queue):
 
 
 async def test_a_cleaned_job_leaves_nothing(tmp_path: Path) -> None:
-    subject = Subject(tmp_path, queue=Instant(), poll_s=0.05)
+    subject = Subject(tmp_path, there=Instant(), poll_s=0.05)
     subject.store.prepare()
     async with subject.running() as engine:
 
