@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -212,12 +213,16 @@ class SlurmTestbed:
 
         Returns when the nodes have told it of what they still run. Before that it would end a new job with
         the id of a forgotten one: a node's late word that the old one completed cancels a new one that waits.
+        And a node starts no job whose credential is of the second, or earlier, in which it was told to abort the old
+        one: those are compared by whole seconds ("Job credential revoked").
         """
         self.kill_controller()
         shutil.rmtree(self.root / "state")
         (self.root / "state.kept").rename(self.root / "state")
         self.start_controller()
         until(lambda: not self._steps(), "the forgotten jobs' steps gone", 60)
+        aborted = int(time.time())
+        until(lambda: int(time.time()) > aborted, "the next second", 2)
 
     def _steps(self) -> list[int]:
         """Supervisors of jobs. They live until a controller has taken their last word."""
