@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -90,25 +90,31 @@ class Subject:
     async def final(self, ref: BatchRef) -> BatchJob:
         """The job's final facts, once accounting has them."""
 
-        async def look() -> BatchJob | None:
-            found = await self.system.finals(self.grant, [ref])
-            return found[0] if found and found[0].state.final else None
+        seen: list[BatchJob] = []
 
-        return await self.until(look, f"{ref.name} ended")
+        async def look() -> BatchJob | None:
+            seen[:] = await self.system.finals(self.grant, [ref])
+            return seen[0] if seen and seen[0].state.final else None
+
+        return await self.until(look, f"{ref.name} ended", seen)
 
     async def seen(self, ref: BatchRef, *states: BatchState) -> BatchJob:
         """The job as swept, once it is in one of ``states``."""
 
+        seen: list[BatchJob] = []
+
         async def look() -> BatchJob | None:
-            jobs = (await self.system.sweep(self.grant)).jobs()
-            return next((job for job in jobs if job.ref.same(ref) and job.state in states), None)
+            seen[:] = [job for job in (await self.system.sweep(self.grant)).jobs() if job.ref.same(ref)]
+            return next((job for job in seen if job.state in states), None)
 
-        return await self.until(look, f"{ref.name} in {states}")
+        return await self.until(look, f"{ref.name} in {states}", seen)
 
-    async def until(self, look: Callable[[], Awaitable[T | None]], what: str) -> T:
+    async def until(
+        self, look: Callable[[], Awaitable[T | None]], what: str, seen: Sequence[BatchJob] = ()
+    ) -> T:
         """What ``look`` finds; that the batch system cannot answer now, which any call may say, is no end.
 
-        Raises TimeoutError, from the last of such answers.
+        Raises TimeoutError with what was ``seen`` last, from the last of such answers.
         """
         end = time.monotonic() + self.patience_s
         refusal: Unavailable | None = None
@@ -120,7 +126,7 @@ class Subject:
             if found is not None:
                 return found
             if time.monotonic() > end:
-                raise TimeoutError(what) from refusal
+                raise TimeoutError(f"{what}; seen last: {list(seen)}") from refusal
             await asyncio.sleep(0.1)
 
     def output(self, ref: BatchRef, name: str = "out") -> str:

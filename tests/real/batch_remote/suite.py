@@ -65,6 +65,7 @@ async def suite_by_every_way(whose: str) -> None:
             found |= await limited
             assert found == {}, found
             await _one_ways_job_is_found_by_the_others(ways)
+            await _no_job_is_started_again(slurm, ways)
             await _a_foreign_token_opens_nothing(slurm, versions)
 
 
@@ -121,6 +122,16 @@ async def _one_ways_job_is_found_by_the_others(ways: list[RemoteSubject]) -> Non
         assert [one.ref.id for one in found] == [ref.id]
         assert BatchRef(found[0].ref.cluster, ref.id, 0.0, ref.name).same(found[0].ref)
     await ways[0].final(ref)
+
+
+async def _no_job_is_started_again(slurm: SlurmTestbed, ways: list[RemoteSubject]) -> None:
+    """What slurmctld itself has understood: a job whose node fails is not requeued, as its JobRequeue=1 would."""
+    refs = [await way.shell("exit 0") for way in ways]
+    shown = [slurm.output("scontrol", "show", "job", ref.id).split() for ref in refs]
+    assert {way.system.name: "Requeue=0" in words for way, words in zip(ways, shown, strict=True)} == {
+        way.system.name: True for way in ways
+    }
+    await asyncio.gather(*(way.final(ref) for way, ref in zip(ways, refs, strict=True)))
 
 
 async def _a_foreign_token_opens_nothing(slurm: SlurmTestbed, versions: list[str]) -> None:

@@ -26,13 +26,14 @@ SESSION = PurePosixPath("/scratch/a%b/j1")
 def test_every_version_asks_for_the_same(version: str) -> None:
     body = shapes.request(version, ASKED, SESSION, "cmsprd")
     job: dict[str, Any] = body["job"]
-    assert (job["name"], job["requeue"], job["partition"]) == ("edged-j1", False, "gpu")
+    assert (job["name"], job["partition"]) == ("edged-j1", "gpu")
     assert job["standard_output"] == "/scratch/a%%b/j1/.edged/batch.log"
     assert reading.number(job["time_limit"]) == 2 and reading.number(job["memory_per_node"]) == 101
     text = body.get("script") or job["script"]
     assert text.startswith("#!/bin/bash\n") and "/scratch/a%b/j1" in text
     new = shapes.number(version) >= 39
     assert isinstance(job["environment"], list if new else dict)
+    assert ("requeue" in job, job.get("requeue" if new else "no_requeue")) == (new, not new)
     assert job["tres_per_node" if new else "gres"] == ("gres/gpu:h200:2" if new else "gpu:h200:2")
 
 

@@ -53,7 +53,6 @@ def request(version: str, asked: Submission, session: PurePosixPath, account: st
 def _common(asked: Submission, session: PurePosixPath) -> dict[str, Any]:
     job: dict[str, Any] = {
         "name": asked.name,
-        "requeue": False,
         "current_working_directory": str(session),
         "standard_input": "/dev/null",
         "standard_output": escaped(session / script.LOG),
@@ -85,6 +84,7 @@ def _old(asked: Submission) -> dict[str, Any]:
         "nodes": [asked.nodes, asked.nodes],
         "time_limit": _minutes(asked),
         "open_mode": "append",
+        "no_requeue": True,  # its own document knows only "requeue", and takes even false for true
         "kill_on_invalid_dependency": True,
     }
     if asked.memory_per_node:
@@ -102,6 +102,7 @@ def _new(asked: Submission, version: str) -> dict[str, Any]:
         "minimum_nodes": asked.nodes,
         "maximum_nodes": asked.nodes,
         "time_limit": {"set": True, "number": _minutes(asked)},
+        "requeue": False,
         "open_mode": "append" if number(version) < 40 else ["APPEND"],
         "flags": ["KILL_INVALID_DEPENDENCY"],
     }
