@@ -11,6 +11,7 @@ from edged.config import Config
 from edged.logs import get_logger
 from services.storage.xrootd import judging, probe
 from services.storage.xrootd.gate import Gate
+from services.storage.xrootd.greeting import greet, has_client
 from services.storage.xrootd.plan import Instance, Plan, Role
 from services.storage.xrootd.probe import Outcome, Wish
 from services.storage.xrootd.probekey import ProbeKey
@@ -32,6 +33,7 @@ class Probing:
         self._plan = plan
         self._key = key
         self._gate = gate
+        self._ask = probe.ask if has_client() else greet
         self._last: dict[str, Outcome | None] = {}  # None: all steps worked
         self._again = asyncio.Event()
 
@@ -55,6 +57,8 @@ class Probing:
 
     async def run(self) -> None:
         """Soon after the start, then every ``probe_s``; quickly again while something fails."""
+        if self._ask is greet:
+            log.warning("no XRootD for Python (edged[xrootd]): servers are only asked whether they answer")
         pause = 0.5
         while True:
             self._again.clear()
@@ -77,7 +81,7 @@ class Probing:
         began = time.monotonic()
         failed: Outcome | None = None
         for wish in wishes(self._config, self._plan, instance, self._key):
-            outcomes = await probe.ask(wish, deadline_s=DEADLINE_S)
+            outcomes = await self._ask(wish, deadline_s=DEADLINE_S)
             for outcome in outcomes:
                 SECONDS.labels(outcome.step).observe(outcome.seconds)
             failed = failed or next((outcome for outcome in outcomes if not outcome.ok), None)
