@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -10,20 +9,17 @@ from typing import TYPE_CHECKING
 from edged.config.batch import cluster_problems, cluster_warnings
 from edged.config.egress import egress_warnings
 from edged.config.listeners import listener_problems
+from edged.config.sockets import socket_problems
 
 if TYPE_CHECKING:
     from edged.config.jobs import Jobs
     from edged.config.load import Config
 
 
-SOCKET_BYTES = 107  # sun_path, unix(7)
-LONGEST_SOCKET = len("/workers/identity-api-999.sock")
-
-
 def problems(config: Config) -> Iterator[str]:
     """Errors, each ``dotted.path: what to fix``."""
     yield from listener_problems(config)
-    yield from _sockets(config)
+    yield from socket_problems(config)
     yield from _edges(config)
     yield from _issuers(config)
     yield from _mappings(config)
@@ -51,12 +47,6 @@ def warnings(config: Config) -> Iterator[str]:
         yield from cluster_warnings(config.jobs.clusters)
     if config.egress is not None:
         yield from egress_warnings(config.egress)
-
-
-def _sockets(config: Config) -> Iterator[str]:
-    room = SOCKET_BYTES - LONGEST_SOCKET
-    if (length := len(os.fsencode(config.runtime.run))) > room:
-        yield f"runtime.run: {length} bytes: at most {room}, or the paths of the sockets in it are too long for Linux"
 
 
 def _edges(config: Config) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from edged import config
 from edged.config import given
+from edged.config.sockets import sockets
 from edged.errors import ConfigError
 
 ISSUER = {"url": "https://i.example.org/", "audience": ["https://edge"], "vo": "cms"}
@@ -69,7 +70,6 @@ def test_all_errors_come_at_once_with_their_paths() -> None:
             "jobs.batch: no driver and no [[jobs.cluster]] is named 'slrum'; there are",
         ),
         ({"jobs": {"queue": [{"name": "a", "batch": "far"}]}}, "jobs.queue[0].batch: no driver and no"),
-        ({"runtime": {"run": "/run/" + "x" * 80}}, "runtime.run: 85 bytes: at most 77"),
         ({"jobs": {"listen": ["edge:443"]}}, "jobs.listen[0]: not an IP address"),
         ({"jobs": {"max_body": "lots"}}, "jobs.max_body: not a size"),
         ({"runtime": {"database": "garbage"}}, "runtime.database: write postgresql"),
@@ -120,6 +120,36 @@ def test_listeners_below_a_section_count_too() -> None:
     assert found == ["storage.xrootd.port: 0.0.0.0:1094: jobs.listen[0] has it already"]
     found = problems(jobs={"listen": ["0.0.0.0:9468"]})
     assert found == ["observe.services.storage: 127.0.0.1:9468: jobs.listen[0] has 0.0.0.0:9468 already"]
+
+
+ROOM = [  # longest directory for the sockets of a configuration
+    ({}, 88, "identity-feed.sock"),
+    ({"cache": {}}, 88, "identity-feed.sock"),
+    ({"cache": {"workers": 64}}, 85, "workers/cache-63.sock"),
+    ({"storage": {"export": CMS}}, 88, "identity-feed.sock"),
+    ({"storage": {"workers": 101, "export": CMS}}, 82, "workers/storage-100.sock"),
+]
+
+
+@pytest.mark.parametrize(("more", "room", "longest"), ROOM)
+def test_the_longest_socket_s_path_fits(more: dict[str, Any], room: int, longest: str) -> None:
+    run = "/run/".ljust(room, "x")
+    loaded = config.parse(tree(runtime={"run": run}, **more))
+    paths = [len(f"{directory}/{name}") for _, directory, name in sockets(loaded)]
+    assert max(paths) == 107  # unix(7)
+    (problem,) = problems(runtime={"run": run + "x"}, **more)
+    assert problem.startswith(
+        f"runtime.run: {room + 1} bytes: at most {room}, or the path of the socket {longest} "
+    )
+
+
+def test_a_socket_in_another_directory_is_judged_there() -> None:
+    cache = {"admin": "/run/".ljust(100, "x")}
+    config.parse(tree(cache=cache))
+    cache["admin"] += "x"
+    assert problems(cache=cache) == [
+        "cache.admin: 101 bytes: at most 100, or the path of the socket 0.sock in it is too long for Linux"
+    ]
 
 
 TLS = {"certificate": "/etc/edged/cert.pem", "key": "/etc/edged/key.pem"}
