@@ -312,7 +312,8 @@ def test_a_client_that_leaves_cancels_the_copy(dav: Dav) -> None:
     with Partner(dav.site, slow).running() as partner, dav.raw() as sock:
         token = f"Bearer {dav.token}"
         sock.sendall(dav.head_of("COPY", "f", Source=partner.url, TransferHeaderAuthorization=token))
-        until(lambda: list(dav.root.glob(".edged-upload-*")), "the copy began", 10)
+        until(lambda: any(head.startswith(b"GET") for head in partner.heads), "the copy began", 10)
+        assert list(dav.root.glob(".edged-upload-*"))
         sock.close()
         assert leaving.wait(20)
     until(lambda: not list(dav.root.iterdir()), "nothing is left", 10)
