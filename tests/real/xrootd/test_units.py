@@ -262,10 +262,15 @@ def test_the_servers_stop_and_start_with_the_target(units: Units) -> None:
     ]
     before = {unit: units.pid(unit) for unit in every}
     assert 0 not in before.values()
+    # returns when the target itself is down
     units.machine.run("systemctl", "stop", "edged.target", limit_s=120)
-    assert {units.machine.property(unit, "ActiveState") for unit in every} == {"inactive"}
+
+    def states() -> set[str]:
+        return {units.machine.property(unit, "ActiveState") for unit in every}
+
+    until(lambda: states() == {"inactive"}, "every server stopped", 60, 0.5)
     assert units.machine.run("pgrep", "-x", "xrootd|cmsd", check=False).stdout == ""
     units.machine.run("systemctl", "start", "edged.target", limit_s=120)
-    assert {units.machine.property(unit, "ActiveState") for unit in every} == {"active"}
+    until(lambda: states() == {"active"}, "every server started", 60, 0.5)
     assert not {units.pid(unit) for unit in every} & {0, *before.values()}
     until(lambda: units.answers() and units.answers("atlas"), "both VOs are served again", 60, 0.5)
