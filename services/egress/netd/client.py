@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class NetdClient:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             self._socket.settimeout(_WAIT_S)
-            self._socket.connect(str(self._path))
+            _connect(self._socket, self._path)
         return self._socket
 
 
@@ -64,4 +65,18 @@ def _parts(sock: socket.socket) -> Iterator[messages.Answer]:
         part = messages.answer(packet)
         yield part
         if not part.more:
+            return
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    """Wait while others fill netd's backlog: a unix socket with a time-out says EAGAIN at once (connect(2))."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
             return

@@ -73,7 +73,9 @@ def test_a_killed_data_server_comes_back(own: XrootdSite) -> None:
 
 
 def test_a_killed_cmsd_of_a_data_server_comes_back(own: XrootdSite) -> None:
-    assert recovery_s(own, CMS, "cmsd") < 16
+    assert (
+        recovery_s(own, CMS, "cmsd") < 40
+    )  # xrootd sleeps 10 s before it looks for its cmsd, at times twice
 
 
 def test_a_killed_redirector_comes_back(own: XrootdSite) -> None:
